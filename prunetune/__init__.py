@@ -1,0 +1,11 @@
+"""Sparse networks, tuned per density.
+
+`run_pipeline` runs one configuration in this process; the commands are `python -m prunetune.sweep`,
+`python -m prunetune.train` and `python -m prunetune.report`.
+"""
+
+from prunetune.config import Config
+from prunetune.errors import ConfigError, UserError
+from prunetune.pipeline import PipelineResult, run_pipeline
+
+__all__ = ["Config", "ConfigError", "PipelineResult", "UserError", "run_pipeline"]

@@ -1,0 +1,471 @@
+"""What a YAML file may say: one schema for sweeps, training runs and best configurations.
+
+A `Config` holds plain values. A sweep is the same tree with distributions in it (`space.py`), and is
+checked by putting their ends and options in and validating the result, so every rule is written once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
+
+from prunetune import document, space
+from prunetune.document import Document
+from prunetune.errors import ConfigError, Problem, did_you_mean
+
+DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "parquet", "image_folder"]
+Initializer = Literal["default", "kaiming", "zero", "zero_paper"]
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys, wrong types and infinities are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class AugmentationConfig(Section):
+    """Random training-time changes, drawn per image and epoch."""
+
+    crop_padding: int = Field(4, ge=0, description="zero-pad by this many pixels, crop back at random")
+    flip: bool = Field(True, description="mirror left-right with probability 1/2")
+
+
+class DataConfig(Section):
+    """Where the images are and how they are split."""
+
+    name: DataName
+    root: str = "data"
+    batch_size: int = Field(128, ge=1)
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images")
+    split_seed: int = Field(0, ge=0, description="draws the validation images")
+    limit: int | None = Field(None, ge=1, description="use at most this many training (and test) images")
+    image_size: int | None = Field(None, ge=1, description="resize to a square (parquet, image_folder)")
+    augmentation: AugmentationConfig | None = None
+
+
+class MlpConfig(Section):
+    """Multi-layer perceptron on flattened images."""
+
+    name: Literal["mlp"]
+    hidden: list[Annotated[int, Field(ge=1)]] = Field([100] * 5, min_length=1)
+    num_classes: int | None = Field(None, ge=2)
+    in_channels: int | None = Field(None, ge=1)
+
+
+class ConvConfig(Section):
+    """A convolutional network in its CIFAR form."""
+
+    name: Literal["vgg16", "resnet20", "resnet18"]
+    width_multiplier: float = Field(1.0, gt=0, description="scales every layer's channels")
+    num_classes: int | None = Field(None, ge=2)
+    in_channels: int | None = Field(None, ge=1)
+
+
+class VitConfig(Section):
+    """A small vision transformer."""
+
+    name: Literal["vit_tiny"]
+    patch: int = Field(4, ge=1)
+    dim: int = Field(192, ge=1)
+    depth: int = Field(9, ge=1)
+    heads: int = Field(3, ge=1)
+    num_classes: int | None = Field(None, ge=2)
+    in_channels: int | None = Field(None, ge=1)
+
+
+BUILTIN_MODELS = ("mlp", "vgg16", "resnet20", "resnet18", "vit_tiny")
+
+
+class UserModelConfig(BaseModel):
+    """A user's own `nn.Module`, by import path; further keys are its constructor's arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @field_validator("name")
+    @classmethod
+    def _is_import_path(cls, name: str) -> str:
+        module, colon, attribute = name.partition(":")
+        parts = [*module.split("."), *attribute.split(".")]
+        if not colon or not all(part.isidentifier() for part in parts):
+            raise ValueError(
+                f"must be one of {', '.join(BUILTIN_MODELS)}, or an import path 'package.module:Class'"
+                + did_you_mean(name, BUILTIN_MODELS)
+            )
+        return name
+
+
+def _model_tag(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    if name in ("vgg16", "resnet20", "resnet18"):
+        return "conv"
+    return name if name in ("mlp", "vit_tiny") else "user"
+
+
+ModelConfig = Annotated[
+    Annotated[MlpConfig, Tag("mlp")]
+    | Annotated[ConvConfig, Tag("conv")]
+    | Annotated[VitConfig, Tag("vit_tiny")]
+    | Annotated[UserModelConfig, Tag("user")],
+    Discriminator(_model_tag),
+]
+
+
+class ScheduleConfig(Section):
+    """Learning-rate schedule over a stage, in shares of the stage so that it transfers to longer ones."""
+
+    name: Literal["constant", "cosine", "step"] = "constant"
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage with a linear rise from 0")
+    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75]
+    factor: float = Field(0.1, gt=0, le=1, description="at each milestone, for `step`")
+
+    @field_validator("milestones")
+    @classmethod
+    def _rising(cls, milestones: list[float]) -> list[float]:
+        if sorted(set(milestones)) != milestones:
+            raise ValueError("must rise")
+        return milestones
+
+
+def _named(value: Any) -> Any:
+    """`cosine` is short for `{name: cosine}`."""
+    return {"name": value} if isinstance(value, str) else value
+
+
+class OptimizerConfig(Section):
+    """SGD (with momentum), Adam or AdamW. Weight decay acts on weights, never on masks."""
+
+    name: Literal["sgd", "adam", "adamw"]
+    lr: float = Field(gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Annotated[ScheduleConfig, BeforeValidator(_named)] = ScheduleConfig()
+
+
+class MaskConfig(Section):
+    """Learnable Bernoulli mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it."""
+
+    lambda1: float = Field(ge=0, description="weight of Σ M(1−M)")
+    lambda2: float = Field(ge=0, description="weight of Σ M")
+    lambda2_warmup: float = Field(0.0, ge=0, le=1, description="share of the stage with λ2 rising from 0")
+    initial: float = Field(0.5, gt=0, le=1, description="every M at the start")
+    lr: float = Field(0.02, gt=0, description="Adam's step size for M")
+
+
+class PrePruningConfig(Section):
+    """Stage 1: train a network that is good to prune."""
+
+    epochs: int = Field(ge=0)
+    optimizer: OptimizerConfig
+    initializer: Initializer = "default"
+    mask: MaskConfig | None = None
+
+
+class PruningConfig(Section):
+    """Stage 2: which weights stay."""
+
+    criterion: Literal["magnitude"] = "magnitude"
+    allocation: Literal["global"] = "global"
+    schedule: Literal["one_shot"] = "one_shot"
+
+
+class LabelSmoothingConfig(Section):
+    """α_t = α0 (1 − t/T)."""
+
+    alpha0: float = Field(ge=0, lt=1)
+    horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
+
+
+class SoftActivationConfig(Section):
+    """PSwish with β_t from β0 to β_max over T, then ReLU."""
+
+    beta0: float = Field(ge=0)
+    beta_max: float = Field(20.0, gt=0)
+    horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
+
+
+class SoftSkipConfig(Section):
+    """Skip connections weighted by γ_t = γ0 (1 − t/T)."""
+
+    gamma0: float = Field(ge=0)
+    horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
+
+
+class PostPruningConfig(Section):
+    """Stage 3: train what is left."""
+
+    epochs: int = Field(ge=1)
+    optimizer: OptimizerConfig
+    label_smoothing: LabelSmoothingConfig | None = None
+    soft_activation: SoftActivationConfig | None = None
+    soft_skip: SoftSkipConfig | None = None
+
+
+class EarlyStoppingConfig(Section):
+    """Asynchronous successive halving over post-pruning epochs, within one density."""
+
+    name: Literal["asha"] = "asha"
+    grace_epochs: int = Field(2, ge=1, description="no trial is stopped before this many")
+    reduction_factor: float = Field(3.0, gt=1, description="1 in this many goes on at each rung")
+
+
+class SearchConfig(Section):
+    """How configurations are proposed."""
+
+    sampler: Literal["tpe", "random"] = "tpe"
+    trials_per_density: int = Field(32, ge=1)
+    early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(_named)] = EarlyStoppingConfig()
+    max_concurrent: int | None = Field(None, ge=1)
+
+
+class ResourcesConfig(Section):
+    """What one trial takes; a fraction of a GPU packs several trials on it."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+    @field_validator("cpus", "gpus")
+    @classmethod
+    def _whole_above_one(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("above 1 it must be a whole number (Ray's rule)")
+        return value
+
+
+class TrackingConfig(Section):
+    """Where MLflow writes; null is a SQLite file in the run folder."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+class Config(Section):
+    """One file. For a training run (`run_pipeline`, `prunetune.train`) `densities` has one entry."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(0, ge=0)
+    data: DataConfig
+    model: ModelConfig
+    densities: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
+    pre_pruning: PrePruningConfig | None = None
+    pruning: PruningConfig = PruningConfig()
+    post_pruning: PostPruningConfig
+    search: SearchConfig = SearchConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    storage: str = Field("runs", min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _not_the_store(cls, name: str) -> str:
+        if name == "store":
+            raise ValueError("is the name of the store's own folder; choose another")
+        return name
+
+    @field_validator("densities")
+    @classmethod
+    def _distinct(cls, densities: list[float]) -> list[float]:
+        twice = sorted({d for d in densities if densities.count(d) > 1})
+        if twice:
+            raise ValueError(f"the density {twice[0]:g} is written twice")
+        return densities
+
+    @property
+    def density(self) -> float:
+        """The one density of a training run. Raises ValueError where there are several."""
+        if len(self.densities) != 1:
+            raise ValueError(f"a single run needs one density; this configuration has {self.densities}")
+        return self.densities[0]
+
+    def at(self, density: float) -> Config:
+        """This configuration for one density."""
+        return self.model_copy(update={"densities": [density]})
+
+    def tree(self) -> dict[str, Any]:
+        """Plain mappings, lists and scalars, as a YAML file would say them."""
+        return self.model_dump(mode="json")
+
+
+SEARCHABLE = ("seed", "data", "model", "pre_pruning", "pruning", "post_pruning")
+"""Top-level keys in which a distribution may stand."""
+
+# (parent, field) -> (sibling, when its value makes the field count). A field that does not count is not
+# sampled, and is reset to its default before hashing: two configurations which compute the same are equal.
+_COUNTS_WHEN: dict[tuple[str, str], tuple[str, Callable[[Any], bool]]] = {
+    ("optimizer", "momentum"): ("name", lambda name: name == "sgd"),
+    ("optimizer", "nesterov"): ("name", lambda name: name == "sgd"),
+    ("schedule", "milestones"): ("name", lambda name: name == "step"),
+    ("schedule", "factor"): ("name", lambda name: name == "step"),
+    ("mask", "lambda2_warmup"): ("lambda2", lambda value: value > 0),
+    ("label_smoothing", "horizon"): ("alpha0", lambda value: value > 0),
+    ("soft_skip", "horizon"): ("gamma0", lambda value: value > 0),
+}
+
+
+def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
+    """Whether the field with this dotted key counts, given its siblings' values (`space.Active`)."""
+    path, _, field = key.rpartition(".")
+    rule = _COUNTS_WHEN.get((path.rpartition(".")[2], field))
+    if rule is None:
+        return True
+    sibling, counts = rule
+    try:
+        return sibling in siblings and counts(siblings[sibling])
+    except TypeError:  # a value of the wrong type; the schema says so
+        return True
+
+
+def canonical(section: BaseModel | None) -> Any:
+    """A section as plain data in which what does not count has its default."""
+    if section is None:
+        return None
+    data = section.model_dump(mode="json")
+    return _canonical(data, section)
+
+
+def _canonical(data: dict[str, Any], section: BaseModel, key: str = "") -> dict[str, Any]:
+    for field, value in list(data.items()):
+        dotted = f"{key}.{field}" if key else field
+        child = getattr(section, field)
+        if isinstance(child, BaseModel):
+            data[field] = _canonical(value, child, dotted)
+        elif not is_active(dotted, data):
+            data[field] = type(section).model_fields[field].default
+    return data
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex, 32 characters) of plain data, independent of the order of mapping keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def kept(density: float, weights: int) -> int:
+    """floor(d·n), exactly, for the density as it was written.
+
+    >>> kept(0.29, 100), int(0.29 * 100)
+    (29, 28)
+    """
+    return int(Fraction(repr(density)) * weights)
+
+
+def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """A training configuration from a file. Raises UserError for all that is wrong with it."""
+    return from_document(document.override(document.read(path), overrides))
+
+
+def from_document(source: Document) -> Config:
+    """A training configuration: no distributions, one density."""
+    template = space.parse(source)
+    found = space.parameters(template, is_active)
+    if found:
+        name = next(iter(found))
+        raise source.problem(
+            name, f"is a distribution ({found[name]}); a training run needs a value (a sweep finds one)"
+        )
+    config = validate(template, source)
+    if len(config.densities) != 1:
+        raise source.problem(
+            "densities", "a training run has one density; give e.g. densities=[0.1]", config.densities
+        )
+    return config
+
+
+def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
+    """The template of a sweep, and a `Config` with one value for each distribution.
+
+    Everything outside `SEARCHABLE` is the same for all trials, so that Config is where to read it.
+    Raises ConfigError naming each key for which some value of its distribution breaks a rule.
+    """
+    template = space.parse(source)
+    fixed = {key: value for key, value in template.items() if key not in SEARCHABLE}
+    outside = space.parameters(fixed, is_active)
+    if outside:
+        name = next(iter(outside))
+        raise source.problem(name, "cannot be searched; give a value")
+    found: dict[str, space.Distribution] = {}
+    problems: dict[tuple[str, str], Problem] = {}
+    representative: Config | None = None
+    for assignment in space.assignments(template, is_active, found):
+
+        def probe(name: str, distribution: space.Distribution, given: dict[str, Any] = assignment) -> Any:
+            return given.get(name, distribution.probes()[0])
+
+        tree = space.resolve(template, probe, is_active)
+        try:
+            config = validate(tree, source)
+            representative = representative or config
+        except ConfigError as error:
+            for problem in error.problems:
+                problems.setdefault((problem.key, problem.rule), problem)
+    if problems or representative is None:
+        raise ConfigError(problems.values())
+    return template, representative
+
+
+def validate(tree: dict[str, Any], source: Document) -> Config:
+    """A Config from plain values. Raises ConfigError with file, line, key, value and rule of each problem."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_problem(item, tree, source) for item in error.errors()) from None
+
+
+def _problem(item: Any, tree: dict[str, Any], source: Document) -> Problem:
+    # The tag of the model's kind is no key of the file.
+    path = [part for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "model")]
+    key = ".".join(str(part) for part in path)
+    rule = item["msg"].removeprefix("Value error, ")
+    rule = rule.replace("Input should be", "must be")
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        known = _known_keys(item["loc"][:-1])
+        rule = "unknown key" + (did_you_mean(str(path[-1]), known) or f"; known here: {', '.join(known)}")
+        return Problem(source.where(key), key, rule, has_value=False)
+    if kind == "missing":
+        return Problem(source.where(key), key, "is required", has_value=False)
+    if kind == "literal_error" and isinstance(item["input"], str):
+        options = item["ctx"]["expected"].replace(" or ", ",").split(",")
+        rule += did_you_mean(item["input"], [option.strip(" '") for option in options])
+    if kind == "string_pattern_mismatch":
+        rule = "must be letters, digits, '.', '_' or '-', and start with a letter or digit"
+    if kind == "model_type" or kind == "dict_type":
+        rule = "must be a mapping of keys"
+    return Problem(source.where(key), key, rule, item["input"])
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    """Field names of the section at a pydantic location."""
+    by_tag = {"mlp": MlpConfig, "conv": ConvConfig, "vit_tiny": VitConfig, "user": UserModelConfig}
+    section: Any = Config
+    for part in loc:
+        if part in by_tag:
+            section = by_tag[part]
+        elif isinstance(part, str) and part in getattr(section, "model_fields", {}):
+            section = _section_in(section.model_fields[part].annotation)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _section_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        found = _section_in(argument)
+        if found is not None:
+            return found
+    return None

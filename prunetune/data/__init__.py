@@ -1,0 +1,18 @@
+"""Images as whole tensors on one device: loading, splitting, and batches with augmentation."""
+
+from __future__ import annotations
+
+from prunetune.data.batches import augment, batches, evaluation_batches
+from prunetune.data.dataset import Dataset, Split
+from prunetune.data.loading import DATASETS, load, shape_of
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "Split",
+    "augment",
+    "batches",
+    "evaluation_batches",
+    "load",
+    "shape_of",
+]

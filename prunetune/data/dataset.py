@@ -1,0 +1,114 @@
+"""A decoded data set: uint8 images and labels, split into training, validation and test."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images (N, C, H, W) uint8 and labels (N,) int64, on one device."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Split:
+        """The same split on a device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+    def take(self, indices: Tensor) -> Split:
+        """The examples at `indices`."""
+        return Split(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Three splits, the number of classes, and the training images' mean and deviation per channel (C,).
+
+    `digest` is the SHA-256 of the decoded training and test data and the split: it stands for the data in
+    a stage's key, so results stay valid when files move and are not reused when files change.
+    """
+
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    mean: Tensor
+    std: Tensor
+    digest: str
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        c, h, w = self.train.images.shape[1:]
+        return c, h, w
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.train.images.device
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same data on a device."""
+        return Dataset(
+            self.train.to(device),
+            self.validation.to(device),
+            self.test.to(device),
+            self.classes,
+            self.mean.to(device),
+            self.std.to(device),
+            self.digest,
+        )
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Pixels 0–255 (B, C, H, W) to floats: mean 0, deviation 1 per channel over the training set."""
+        scale = (1 / self.std).view(1, -1, 1, 1)
+        shift = (-self.mean / self.std).view(1, -1, 1, 1)
+        return images.float().mul_(scale).add_(shift)
+
+
+def split_off_validation(
+    training: Split, test: Split, classes: int, *, fraction: float, seed: int
+) -> Dataset:
+    """A Dataset whose validation split is a random `fraction` of the training images, at least one.
+
+    The drawing depends on `seed` and the number of images only, so it is the same on every machine.
+    """
+    n = len(training)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    count = min(max(1, round(n * fraction)), n - 1)
+    validation, train = training.take(order[:count]), training.take(order[count:])
+    mean, std = channel_statistics(train.images)
+    return Dataset(train, validation, test, classes, mean, std, _digest(train, validation, test))
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation per channel of uint8 images (N, C, H, W), each (C,) float32.
+
+    Summed exactly, in integers, from a histogram. A constant channel gets deviation 1.
+    """
+    values = torch.arange(256, dtype=torch.float64)
+    means, deviations = [], []
+    for channel in images.transpose(0, 1):
+        share = torch.bincount(channel.flatten().int(), minlength=256).double() / channel.numel()
+        mean = (share * values).sum()
+        deviation = (share * (values - mean) ** 2).sum().sqrt()
+        means.append(mean)
+        deviations.append(deviation if deviation > 0 else torch.ones_like(deviation))
+    return torch.stack(means).float(), torch.stack(deviations).float()
+
+
+def _digest(*splits: Split) -> str:
+    sha = hashlib.sha256()
+    for split in splits:
+        sha.update(str(tuple(split.images.shape)).encode())
+        sha.update(split.images.contiguous().numpy().tobytes())
+        sha.update(split.labels.contiguous().numpy().tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,174 @@
+"""YAML files read with the place of every key, and `dotted.key=value` overrides on top.
+
+YAML 1.1 (PyYAML) reads `1e-3` as a string and keeps the last of two equal keys; both have cost people
+an afternoon, so here the first is a number and the second an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunetune.errors import ConfigError, Problem, UserError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A tree of mappings, lists and scalars, and where each of its keys was written.
+
+    `places` maps dotted keys (list items by index: `densities.1`) to `file:line` or `command line`.
+    """
+
+    source: str
+    tree: dict[str, Any]
+    places: dict[str, str] = field(default_factory=dict)
+
+    def where(self, key: str) -> str:
+        """The place of `key`, or of its nearest parent that was written."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, self.source)
+
+    def problem(self, key: str, rule: str, *value: Any) -> ConfigError:
+        """An error about `key`; `value` may be left out where there is none to show."""
+        return ConfigError(
+            [Problem(self.where(key), key, rule, value[0] if value else None, has_value=bool(value))]
+        )
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader which reads YAML 1.2's floats (`1e-3`)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse YAML text; `source` is the name used in messages.
+
+    Raises ConfigError for what is not YAML, has a key twice, or is not a mapping.
+    """
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            raise UserError(f"{source}:1: the file is empty; a mapping of keys is expected")
+        if not isinstance(node, yaml.MappingNode):
+            raise UserError(f"{source}:1: a mapping of keys is expected at the top")
+        places = dict(_places(node, "", source))
+        tree = loader.construct_document(node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = mark.line + 1 if mark else 1
+        raise UserError(f"{source}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
+    return Document(source, tree, places)
+
+
+def read(path: str | Path) -> Document:
+    """Read a YAML file. Raises UserError where it is missing or unreadable."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder; a YAML file is expected") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8; a YAML file is expected") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return parse(text, str(path))
+
+
+def override(document: Document, assignments: Iterable[str]) -> Document:
+    """`document` with `dotted.key=value` assignments applied, values parsed as YAML.
+
+    Missing parents (or null ones) become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on.
+    Raises UserError for what is no assignment, ConfigError where a parent is not a mapping.
+    """
+    tree = _copy(document.tree)
+    places = dict(document.places)
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            raise UserError(f"command line: {assignment!r}: expected dotted.key=value")
+        try:
+            loader = _Loader(text)
+            value = loader.get_single_data()
+        except yaml.YAMLError:
+            raise UserError(f"command line: {assignment!r}: the value is not valid YAML") from None
+        parent = tree
+        for depth, part in enumerate(parts[:-1], start=1):
+            if parent.get(part) is None:
+                parent[part] = {}
+            child = parent[part]
+            if not isinstance(child, dict):
+                parent_key = ".".join(parts[:depth])
+                raise document.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
+            parent = child
+        parent[parts[-1]] = value
+        dotted = ".".join(parts)
+        places = {k: v for k, v in places.items() if k != dotted and not k.startswith(dotted + ".")}
+        places[dotted] = "command line"
+    return Document(document.source, tree, places)
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """YAML text of a tree, keys in their order, short lists on one line."""
+    return yaml.dump(
+        tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper whose floats every YAML reader takes for floats (`1.0e-05`, not `1e-05`)."""
+
+
+def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    text = repr(value)
+    if "e" in text and "." not in text:
+        text = text.replace("e", ".0e", 1)
+    return dumper.represent_scalar("tag:yaml.org,2002:float", text)
+
+
+_Dumper.add_representer(float, _float)
+
+
+def _places(node: yaml.Node, prefix: str, source: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key_node, value_node in node.value:
+            name = str(key_node.value)
+            line = key_node.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(
+                    [Problem(f"{source}:{line}", prefix + name, "this key is written twice", has_value=False)]
+                )
+            seen.add(name)
+            yield prefix + name, f"{source}:{line}"
+            yield from _places(value_node, f"{prefix}{name}.", source)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, child in enumerate(node.value):
+            yield f"{prefix}{index}", f"{source}:{child.start_mark.line + 1}"
+            yield from _places(child, f"{prefix}{index}.", source)
+
+
+def _copy(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _copy(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_copy(value) for value in tree]
+    return tree

@@ -1,0 +1,54 @@
+"""What can go wrong on the user's side, in words that say where and which rule."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+class UserError(Exception):
+    """A wrong file, value or argument. Commands print the message and exit with 2."""
+
+
+class WorkError(Exception):
+    """The work itself failed (every trial crashed, the store cannot be written). Exit 1."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one key of a configuration."""
+
+    where: str  # "sweeps/cifar.yaml:12" or "command line"
+    key: str  # dotted, "pre_pruning.optimizer.lr"
+    rule: str  # "must be greater than 0"
+    value: Any = None
+    has_value: bool = True
+
+    def __str__(self) -> str:
+        shown = f" = {_short(self.value)}" if self.has_value else ""
+        return f"{self.where}: {self.key}{shown}: {self.rule}"
+
+
+class ConfigError(UserError):
+    """A configuration that breaks rules; `problems` holds each of them."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as the end of a message, or "".
+
+    >>> did_you_mean("epoch", ["epochs", "optimizer"])
+    "; did you mean 'epochs'?"
+    """
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = "null" if value is None else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,47 @@
+"""Multi-layer perceptron; the paper's is 784-100-100-100-100-100-10."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from prunetune.sparsity.initializers import kaiming
+
+
+def he_(weight: Tensor) -> None:
+    """He's normal initialization, in place, from the global generator (`build` seeds it)."""
+    generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
+    with torch.no_grad():
+        weight.copy_(kaiming(weight.shape, generator=generator))
+
+
+class Mlp(nn.Module):
+    """Linear and ReLU per hidden layer, then a Linear for the logits."""
+
+    def __init__(self, input_shape: tuple[int, ...], hidden: Sequence[int], classes: int) -> None:
+        super().__init__()
+        widths = [math.prod(input_shape), *hidden]
+        self.hidden = nn.ModuleList(
+            nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in pairwise(widths)
+        )
+        self.head = nn.Linear(widths[-1], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                he_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def blocks(self) -> list[nn.Module]:
+        """The hidden layers."""
+        return list(self.hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, classes)."""
+        z = x.flatten(1)
+        for layer in self.hidden:
+            z = layer(z)
+        out: Tensor = self.head(z)
+        return out

@@ -1,0 +1,60 @@
+"""VGG-16 in its CIFAR form: batch norm, one linear layer at the end."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from prunetune.models.mlp import he_
+
+_STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+
+
+class Vgg(nn.Module):
+    """Stages of 3×3 convolutions, each ending in a 2×2 max pool; then the mean over what is left.
+
+    With 3×32×32 images and 10 classes: 14,715,584 prunable weights (Simonyan and Zisserman,
+    arXiv 1409.1556, configuration D).
+    """
+
+    def __init__(
+        self, input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0
+    ) -> None:
+        super().__init__()
+        channels, height, width = input_shape
+        if min(height, width) < 32:
+            raise ValueError(f"halves its images five times, so needs 32×32 or more; got {height}×{width}")
+        convolutions: list[nn.Module] = []
+        for out_channels, count in _STAGES:
+            out_channels = max(1, round(out_channels * width_multiplier))
+            for index in range(count):
+                block = [
+                    nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out_channels),
+                    nn.ReLU(),
+                ]
+                if index == count - 1:
+                    block.append(nn.MaxPool2d(2))
+                convolutions.append(nn.Sequential(*block))
+                channels = out_channels
+        self.features = nn.ModuleList(convolutions)
+        self.head = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                he_(module.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def blocks(self) -> list[nn.Module]:
+        """One block per convolution."""
+        return list(self.features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, classes)."""
+        for block in self.features:
+            x = block(x)
+        out: Tensor = self.head(x.mean((2, 3)))
+        return out
+
+
+def vgg16(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> Vgg:
+    """VGG-16 with batch norm for images (C, H, W). Raises ValueError for images below 32×32."""
+    return Vgg(input_shape, classes, width_multiplier)

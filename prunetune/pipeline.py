@@ -1,0 +1,206 @@
+"""The three stages in order, each skipped when the store already has it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetune import config as configuration
+from prunetune import data as datasets
+from prunetune import models
+from prunetune.config import Config, canonical, digest
+from prunetune.data import Dataset
+from prunetune.document import Document
+from prunetune.stages import post_pruning, pre_pruning, pruning
+from prunetune.stages.stage import Context, Report
+from prunetune.store import Store
+from prunetune.training import seed_of
+
+FORMAT = 1
+"""Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
+
+
+@dataclass(frozen=True)
+class StageKeys:
+    """The store's keys of a configuration's stages. Each contains the one before."""
+
+    pre_pruning: str
+    pruning: str
+    post_pruning: str
+
+
+@dataclass(frozen=True)
+class PipelineResult:
+    """What a configuration gave.
+
+    `status` is complete, collapsed (nothing left to prune, or chance accuracy) or diverged. Accuracies are
+    in [0, 1]; None where training ended before post-pruning did. `state` holds the final parameters and
+    buffers by name, `masks` the boolean masks by weight name.
+    """
+
+    status: str
+    density: float
+    val_accuracy: float | None
+    test_accuracy: float | None
+    nonzero: int
+    effective_density: float
+    epochs_run: int
+    epochs_reused: int
+    seconds: float
+    keys: StageKeys
+    state: dict[str, Tensor]
+    masks: dict[str, Tensor]
+
+    def metrics(self) -> dict[str, Any]:
+        """The plain values, without tensors and keys."""
+        return {
+            "status": self.status,
+            "density": self.density,
+            "val_accuracy": self.val_accuracy,
+            "test_accuracy": self.test_accuracy,
+            "nonzero": self.nonzero,
+            "effective_density": self.effective_density,
+            "epochs_run": self.epochs_run,
+            "epochs_reused": self.epochs_reused,
+            "seconds": self.seconds,
+        }
+
+
+def run_pipeline(
+    config: Config | str | Mapping[str, Any],
+    *,
+    report: Callable[..., None] | None = None,
+    store: Store | None = None,
+    device: str | None = None,
+    owner: str = "run_pipeline",
+    checkpoint_interval: float = 15.0,
+) -> PipelineResult:
+    """Run one configuration in this process: a `Config`, a YAML file's path, or a mapping.
+
+    `report(**metrics)` is called after every epoch. The device is the first GPU if there is one, else the
+    CPU; the store is the one of `config.storage`. Raises UserError for a wrong configuration or data.
+    """
+    if isinstance(config, str):
+        config = configuration.load(config)
+    elif isinstance(config, Mapping):
+        config = configuration.from_document(Document("configuration", dict(config)))
+    steps = run(
+        config,
+        store=store or Store(config.storage).sub("store"),
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        owner=owner,
+        checkpoint_interval=checkpoint_interval,
+    )
+    while True:
+        try:
+            metrics = next(steps)
+        except StopIteration as end:
+            result: PipelineResult = end.value
+            return result
+        if report is not None:
+            report(**metrics)
+
+
+def run(
+    config: Config,
+    *,
+    store: Store,
+    device: str = "cpu",
+    owner: str = "run",
+    checkpoint_interval: float = 15.0,
+) -> Generator[Report, None, PipelineResult]:
+    """The pipeline as a generator: whoever drives it gets a report per epoch and may stop at any of them.
+
+    Each report has `epoch` (over all stages, from 1) and, in the third stage, `post_epoch`. Closing the
+    generator leaves finished stages and the newest epoch checkpoint in the store.
+    """
+    started = time.monotonic()
+    data = datasets.load(config.data, device)
+    keys = stage_keys(config, data)
+    context = _context(config, data, store, owner, checkpoint_interval)
+    epochs = {False: 0, True: 0}  # by whether they were reused
+
+    def counted(stage: Generator[Report, None, Any]) -> Generator[Report, None, Any]:
+        while True:
+            try:
+                report = next(stage)
+            except StopIteration as end:
+                return end.value
+            epochs[report["reused"]] += 1
+            post = {"post_epoch": report["stage_epoch"]} if report["stage"] == "post_pruning" else {}
+            yield {"epoch": sum(epochs.values()), **post, **report}
+
+    def result(
+        status: str, meta: dict[str, Any], state: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> PipelineResult:
+        return PipelineResult(
+            status=status,
+            density=config.density,
+            val_accuracy=meta.get("val_accuracy"),
+            test_accuracy=meta.get("test_accuracy"),
+            nonzero=meta.get("nonzero", 0),
+            effective_density=meta.get("effective_density", 0.0),
+            epochs_run=epochs[False],
+            epochs_reused=epochs[True],
+            seconds=time.monotonic() - started,
+            keys=keys,
+            state=state,
+            masks=masks,
+        )
+
+    trained: dict[str, Tensor] | None = None
+    if config.pre_pruning is not None:
+        dense = yield from counted(pre_pruning.run(config.pre_pruning, keys.pre_pruning, context))
+        trained = dense.tensors
+        if dense.meta["status"] != "complete":
+            # What an all-zero network gives is known; nothing is known of one that diverged.
+            collapsed = dense.meta["status"] == "collapsed" and dense.meta["curve"]
+            meta = {"val_accuracy": dense.meta["curve"][-1]["val_accuracy"]} if collapsed else {}
+            return result(dense.meta["status"], meta, trained or {}, {})
+    masks = pruning.run(config.pruning, config.density, keys.pruning, context, trained)
+    final = yield from counted(
+        post_pruning.run(config.post_pruning, keys.post_pruning, context, trained, masks)
+    )
+    return result(final.meta["status"], final.meta, final.tensors, masks)
+
+
+def stage_keys(config: Config, data: Dataset) -> StageKeys:
+    """The keys under which the stages of a configuration are stored."""
+    model = canonical(config.model)
+    for follows_from_data in ("num_classes", "in_channels"):
+        model.pop(follows_from_data, None)
+    start = digest(
+        FORMAT,
+        data.digest,
+        config.data.batch_size,
+        canonical(config.data.augmentation),
+        model,
+        models.source_digest(config.model),
+        config.seed,
+    )
+    first = digest("pre_pruning", start, canonical(config.pre_pruning))
+    second = digest("pruning", first, canonical(config.pruning), config.density)
+    third = digest("post_pruning", second, canonical(config.post_pruning))
+    return StageKeys(first, second, third)
+
+
+def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float) -> Context:
+    def build() -> nn.Module:
+        model = models.build(config.model, data.shape, data.classes, seed=seed_of(config.seed, "model"))
+        return model.to(data.device)
+
+    return Context(
+        data=data,
+        store=store,
+        build=build,
+        batch_size=config.data.batch_size,
+        augmentation=config.data.augmentation,
+        seed=config.seed,
+        owner=owner,
+        checkpoint_interval=checkpoint_interval,
+    )

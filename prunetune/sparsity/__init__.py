@@ -1,0 +1,1 @@
+"""The maths of sparse networks: tensors in, tensors out."""

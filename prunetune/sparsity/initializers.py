@@ -1,0 +1,86 @@
+"""Initial weights: Kaiming's, and ZerO in both of its published readings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def hadamard(m: int) -> Tensor:
+    """H_m (2^m, 2^m), Sylvester's construction (paper, definition 2).
+
+    >>> hadamard(1).tolist()
+    [[1.0, 1.0], [1.0, -1.0]]
+    """
+    h = torch.ones(1, 1)
+    for _ in range(m):
+        h = torch.cat([torch.cat([h, h], 1), torch.cat([h, -h], 1)])
+    return h
+
+
+def partial_identity(rows: int, columns: int) -> Tensor:
+    """I* (rows, columns): ones on the diagonal, zeros elsewhere (paper, definition 1)."""
+    return torch.eye(rows, columns)
+
+
+def zero_matrix(out_features: int, in_features: int) -> Tensor:
+    """ZerO as its authors' notebook has it: (out, in), Hadamard where the output is wider.
+
+    out ≤ in: partial identity. out > in: I*(out, 2^m) · H_m · I*(2^m, in) · 2^(−m/2), m = ⌈log2 out⌉.
+    Source: Zhao et al., arXiv 2110.12661, algorithm 1 and its published notebook.
+    """
+    if out_features <= in_features:
+        return partial_identity(out_features, in_features)
+    m = math.ceil(math.log2(out_features))
+    scale: float = 2.0 ** (-m / 2)
+    return hadamard(m)[:out_features, :in_features] * scale
+
+
+def zero_paper_matrix(out_features: int, in_features: int) -> Tensor:
+    """ZerO as algorithm 1 of arXiv 2312.01653 prints it, transposed to PyTorch's (out, in).
+
+    With W (n_l, n_{l+1}) from n_l inputs: n_l ≤ n_{l+1}: partial identity. n_l > n_{l+1}:
+    c · I*(n_l, 2^m) · H_m · I*(2^m, n_{l+1}), m = ⌈log2 n_l⌉, c = 2^(−(m−1)/2). So here the Hadamard
+    matrix stands where the *input* is wider, the reverse of the notebook.
+    """
+    if in_features <= out_features:
+        return partial_identity(out_features, in_features)
+    m = math.ceil(math.log2(in_features))
+    scale: float = 2.0 ** (-(m - 1) / 2)
+    return (hadamard(m)[:in_features, :out_features] * scale).T.contiguous()
+
+
+def _at_centre(matrix: Callable[[int, int], Tensor], shape: torch.Size) -> Tensor:
+    """A matrix as the weight of a layer; for a convolution, at the kernel's centre tap."""
+    if len(shape) == 2:
+        return matrix(shape[0], shape[1])
+    weight = torch.zeros(shape)
+    taps = weight.flatten(2)  # every kernel size is odd or its upper middle counts
+    centre = 0
+    for size in shape[2:]:
+        centre = centre * size + size // 2
+    taps[:, :, centre] = matrix(shape[0], shape[1])
+    return weight
+
+
+def zero(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
+    """ZerO (notebook) for a Linear (out, in) or convolution (out, in, *kernel). Draws nothing."""
+    return _at_centre(zero_matrix, shape)
+
+
+def zero_paper(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
+    """ZerO (algorithm 1 as printed) for a Linear or convolution weight. Draws nothing."""
+    return _at_centre(zero_paper_matrix, shape)
+
+
+def kaiming(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
+    """He's normal initialization: N(0, 2/fan_in), fan_in = in · kernel size."""
+    fan_in = math.prod(shape[1:])
+    return torch.randn(shape, generator=generator) * math.sqrt(2.0 / fan_in)
+
+
+INITIALIZERS = {"kaiming": kaiming, "zero": zero, "zero_paper": zero_paper}
+"""By the name in `pre_pruning.initializer`; `default` keeps what the model's constructor drew."""

@@ -1,0 +1,126 @@
+"""Masks over a network's prunable weights: learnt before pruning, fixed after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that may be pruned, by parameter name: of Linear and Conv layers and attention projections.
+
+    Biases, norms and embeddings stay dense. A weight that two layers share is listed once.
+    """
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for module_name, module in model.named_modules():
+        names: tuple[str, ...] = ()
+        if isinstance(module, _LAYERS):
+            names = ("weight",)
+        elif isinstance(module, nn.MultiheadAttention):
+            names = _ATTENTION
+        for name in names:
+            weight = getattr(module, name, None)
+            if isinstance(weight, nn.Parameter) and id(weight) not in seen:
+                seen.add(id(weight))
+                found[f"{module_name}.{name}" if module_name else name] = weight
+    return found
+
+
+def regularizer(mask: Tensor, lambda1: float, lambda2: float) -> Tensor:
+    """λ1 Σ M(1−M) + λ2 Σ M (paper, section 3.1).
+
+    >>> regularizer(torch.tensor([0.5, 1.0]), 4.0, 1.0).item()
+    2.5
+    """
+    return lambda1 * (mask * (1 - mask)).sum() + lambda2 * mask.sum()
+
+
+def mask_gradients(
+    grad: Tensor, theta: Tensor, drawn: Tensor, mask: Tensor, lambda1: float, lambda2: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,).
+
+    With B ~ Bernoulli(M) and the straight-through rule ∂B/∂M = 1:
+    ∂L/∂θ = g⊙B and ∂L/∂M = g⊙θ + λ1 (1 − 2M) + λ2, in closed form, without autograd through the mask.
+    """
+    return grad * drawn, grad * theta + lambda1 * (1 - 2 * mask) + lambda2
+
+
+class LearnableMask:
+    """θ and M for all prunable weights of a model, in flat tensors (n,) over all layers.
+
+    The model's own weights become views of one flat buffer that holds θ⊙B while training and θ⊙M for
+    evaluation; `theta` and `mask` are what the optimizers step. The order within a step is `draw`, forward
+    and backward, `take_gradients`, the optimizers' steps, `clip`.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], *, initial: float) -> None:
+        flat = torch.cat([weight.detach().flatten() for weight in weights.values()])
+        self.theta = nn.Parameter(flat.clone())
+        self.mask = nn.Parameter(torch.full_like(flat, initial))
+        self._drawn = torch.ones_like(flat)
+        self._used = flat  # what the model computes with
+        self._grad = torch.zeros_like(flat)
+        offset = 0
+        for weight in weights.values():
+            piece = slice(offset, offset + weight.numel())
+            weight.data = self._used[piece].view(weight.shape)
+            weight.grad = self._grad[piece].view(weight.shape)  # backward accumulates into it
+            offset = piece.stop
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> None:
+        """Put θ⊙B with a fresh B ~ Bernoulli(M) into the model, and clear the gradients."""
+        uniform = torch.rand(self.mask.shape, generator=generator, device=self.mask.device)
+        torch.lt(uniform, self.mask, out=self._drawn)
+        torch.mul(self.theta, self._drawn, out=self._used)
+        self._grad.zero_()
+
+    @torch.no_grad()
+    def take_gradients(self, lambda1: float, lambda2: float) -> None:
+        """Set the gradients of `theta` and `mask` after a backward pass through the drawn weights."""
+        self.theta.grad, self.mask.grad = mask_gradients(
+            self._grad, self.theta, self._drawn, self.mask, lambda1, lambda2
+        )
+
+    @torch.no_grad()
+    def clip(self) -> None:
+        """Back into M ∈ [0, 1] after a step."""
+        self.mask.clamp_(0, 1)
+
+    @torch.no_grad()
+    def expect(self) -> None:
+        """Put θ⊙M into the model: the network of evaluation, and of the stage's end."""
+        torch.mul(self.theta, self.mask, out=self._used)
+
+
+class FixedMask:
+    """Keeps pruned weights at exactly zero."""
+
+    def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
+        self._pairs = [(weights[name], mask.to(weights[name])) for name, mask in masks.items()]
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the pruned weights; to be called after every optimizer step."""
+        for weight, mask in self._pairs:
+            weight.mul_(mask)
+
+
+def pack(mask: Tensor) -> Tensor:
+    """A boolean mask as bits (⌈n/8⌉,) uint8."""
+    return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
+
+
+def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
+    """The boolean mask of `shape` that `pack` packed."""
+    count = int(np.prod(shape))
+    flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
+    return torch.from_numpy(flat).view(shape)

@@ -1,0 +1,69 @@
+"""Values that change over a stage: factories that return `time -> value`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+Schedule = Callable[[float], float]
+
+
+def linear_to_zero(start: float, horizon: float) -> Schedule:
+    """α_t = start · (1 − t/T) for t < T, then exactly 0 (paper, label smoothing and soft skips).
+
+    >>> [linear_to_zero(0.5, 2)(t) for t in (0, 1, 2, 3)]
+    [0.5, 0.25, 0.0, 0.0]
+    """
+    return lambda t: start * (1 - t / horizon) if t < horizon else 0.0
+
+
+def linear_until(start: float, end: float, horizon: float) -> Callable[[float], float | None]:
+    """β_t = start · (1 − t/T) + end · t/T for t < T, then None: the smoothing is over (paper, PSwish).
+
+    >>> [linear_until(1.0, 20.0, 2)(t) for t in (0, 1, 2)]
+    [1.0, 10.5, None]
+    """
+    return lambda t: start * (1 - t / horizon) + end * t / horizon if t < horizon else None
+
+
+def rise(share: float) -> Schedule:
+    """Factor that rises linearly from 0 to 1 over the first `share` of a stage; time is in [0, 1].
+
+    >>> [rise(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    return lambda t: 1.0 if t >= share else t / share
+
+
+def constant() -> Schedule:
+    """Factor 1."""
+    return lambda t: 1.0
+
+
+def cosine() -> Schedule:
+    """Half a cosine from 1 at time 0 to 0 at time 1 (Loshchilov and Hutter, arXiv 1608.03983).
+
+    >>> [round(cosine()(t), 6) for t in (0.0, 0.5, 1.0)]
+    [1.0, 0.5, 0.0]
+    """
+    return lambda t: 0.5 * (1 + math.cos(math.pi * t))
+
+
+def step(milestones: Sequence[float], factor: float) -> Schedule:
+    """`factor` to the number of milestones (times in (0, 1)) passed.
+
+    >>> [step([0.5, 0.75], 0.1)(t) for t in (0.0, 0.5)]
+    [1.0, 0.1]
+    """
+    return lambda t: factor ** sum(t >= milestone for milestone in milestones)
+
+
+def with_warmup(schedule: Schedule, share: float) -> Schedule:
+    """A linear rise over the first `share`, then `schedule` squeezed into the rest.
+
+    >>> [with_warmup(constant(), 0.2)(t) for t in (0.0, 0.1, 0.2, 1.0)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    if share == 0:
+        return schedule
+    return lambda t: t / share if t < share else schedule((t - share) / (1 - share))

@@ -1,0 +1,112 @@
+"""What the stages share: where they run, how they report, and training with the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunetune import training
+from prunetune.config import AugmentationConfig
+from prunetune.data import Dataset
+from prunetune.store import Artefact, Store
+from prunetune.training import DivergedError, EpochCheckpoint, Learner, Metrics
+
+Report = dict[str, Any]
+"""Of one epoch: `stage`, `stage_epoch` (from 1), `reused`, and the metrics. `checkpointed` says that the
+epoch is in the store. A reused epoch was not computed by this trial but is reported all the same, so that
+curves are whole wherever they go."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where a stage runs and what it starts from.
+
+    `owner` names the trial, so that what an interrupted run of it left in the store counts as its own.
+    """
+
+    data: Dataset
+    store: Store
+    build: Callable[[], nn.Module]  # a fresh network on the data's device
+    batch_size: int
+    augmentation: AugmentationConfig | None
+    seed: int
+    owner: str
+    checkpoint_interval: float
+
+
+def train_stage(
+    name: str,
+    key: str,
+    total: int,
+    context: Context,
+    make_learner: Callable[[], Learner],
+    finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
+) -> Generator[Report, None, Artefact]:
+    """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
+
+    `finish` gives the tensors and the data to store of a network that did not diverge. The artefact's
+    meta has `status` (complete, collapsed or diverged), `curve` (metrics by epoch) and `owner`.
+    """
+    saved = context.store.load("stages", key)
+    if saved is not None:
+        for report in _replay(name, saved.meta["curve"], reused=saved.meta["owner"] != context.owner):
+            yield report
+        return saved
+
+    learner = make_learner()
+    checkpoint = EpochCheckpoint(context.store, key, context.owner, context.checkpoint_interval)
+    reused = checkpoint.owner_of() not in (None, context.owner)
+    curve: list[Metrics] = checkpoint.load(learner)
+    first = len(curve)
+    for report in _replay(name, curve, reused=reused):
+        yield report
+    try:
+        for metrics in training.epochs(
+            learner,
+            context.data,
+            total=total,
+            batch_size=context.batch_size,
+            augmentation=context.augmentation,
+            seed=training.seed_of(context.seed, name),
+            first=first,
+        ):
+            curve.append(metrics)
+            # The last epoch needs no checkpoint: the stage's result follows.
+            written = len(curve) < total and checkpoint.save(learner, curve)
+            yield {
+                "stage": name,
+                "stage_epoch": len(curve),
+                "reused": False,
+                "checkpointed": written,
+                **metrics,
+            }
+        tensors, meta = finish(learner)
+    except DivergedError:
+        tensors, meta = {}, {"status": "diverged"}
+    meta = {**meta, "curve": curve, "owner": context.owner}
+    context.store.save("stages", key, tensors, meta)
+    checkpoint.delete()
+    return Artefact(tensors, meta)
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as views of the model's own."""
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
+
+
+def load_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put stored parameters and buffers into a model, in place."""
+    with torch.no_grad():
+        for name, tensor in state_of(model).items():
+            tensor.copy_(tensors[name])
+
+
+def _replay(name: str, curve: list[Metrics], *, reused: bool) -> list[Report]:
+    return [
+        {"stage": name, "stage_epoch": epoch, "reused": reused, "checkpointed": False, **metrics}
+        for epoch, metrics in enumerate(curve, start=1)
+    ]

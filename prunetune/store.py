@@ -1,0 +1,210 @@
+"""Content-addressed artefacts on any pyarrow filesystem: the sweep's truth.
+
+An artefact is two files: a blob of tensors (safetensors, named by the SHA-256 of its bytes) and a manifest
+(JSON, named by the key of what was computed) that is written last. So an artefact is published by one
+atomic step, a rename on a local disk, one PUT on an object store, and what a crash leaves behind is an
+unreferenced blob. Everything read is checked against its checksum; what does not match is set aside.
+
+    <root>/stages/<key>.json          finished stages
+    <root>/checkpoints/<key>.json     the newest epoch of a stage under way
+    <root>/objects/<sha256>           blobs
+    <root>/damaged/                   entries whose checksum failed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pyarrow import fs as pafs
+
+from prunetune.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["stages", "checkpoints"]
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What was stored under a key: tensors by name, and plain data."""
+
+    tensors: dict[str, torch.Tensor]
+    meta: dict[str, Any]
+
+
+class Store:
+    """Artefacts and records below one root.
+
+    Safe with any number of readers and writers at once: equal keys hold equal content, and each
+    manifest appears whole or not at all.
+    """
+
+    def __init__(self, root: str, filesystem: pafs.FileSystem | None = None) -> None:
+        """Open `root`: a folder, or a URI (`s3://…`, `gs://…`) unless `filesystem` is given.
+
+        Raises UserError where the root is not a usable location.
+        """
+        self.location = root
+        try:
+            if filesystem is not None:
+                self._fs, self._root = filesystem, root.rstrip("/")
+            elif "://" in root:
+                self._fs, path = pafs.FileSystem.from_uri(root)
+                self._root = path.rstrip("/")
+            else:
+                self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(root)
+        except (ValueError, OSError) as error:
+            raise UserError(f"storage = {root!r}: not a usable location: {error}") from None
+        self._local = isinstance(self._fs, pafs.LocalFileSystem)
+
+    def sub(self, name: str) -> Store:
+        """A store below this one's root."""
+        return Store(f"{self._root}/{name}", self._fs)
+
+    def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Publish an artefact under `key`, replacing an older one.
+
+        `meta` must be plain data (JSON). Raises UserError where the storage cannot be written.
+        """
+        blob = safetensors.torch.save(  # copies: the format takes no views of one buffer
+            {
+                name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, tensor in tensors.items()
+            }
+        )
+        sha = hashlib.sha256(blob).hexdigest()
+        replaced = self._manifest(kind, key)
+        if self._size(f"objects/{sha}") != len(blob):
+            self._write(f"objects/{sha}", blob)
+        self.write_record(f"{kind}/{key}", {"blob": sha, "bytes": len(blob), "meta": meta})
+        if kind == "checkpoints" and replaced is not None and replaced.get("blob") != sha:
+            self._delete(f"objects/{replaced['blob']}")
+
+    def load(self, kind: Kind, key: str) -> Artefact | None:
+        """The artefact under `key`, or None where there is none that is whole.
+
+        A damaged one is reported, moved to `damaged/`, and from then on as if it had never been.
+        """
+        manifest = self._manifest(kind, key)
+        if manifest is None:
+            return None
+        blob = self._read(f"objects/{manifest['blob']}")
+        if blob is None or hashlib.sha256(blob).hexdigest() != manifest["blob"]:
+            self._set_aside(f"{kind}/{key}.json", f"its blob {manifest['blob']} is missing or damaged")
+            if blob is not None:
+                self._set_aside(f"objects/{manifest['blob']}", "its checksum does not match")
+            return None
+        return Artefact(safetensors.torch.load(blob), manifest["meta"])
+
+    def has(self, kind: Kind, key: str) -> bool:
+        """Whether a manifest is there; `load` may still find its blob damaged."""
+        return self._size(f"{kind}/{key}.json") is not None
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Remove an artefact, if it is there. A stage's blob stays: other keys may have the same content."""
+        manifest = self._manifest(kind, key)
+        if manifest is not None:
+            self._delete(f"{kind}/{key}.json")
+            if kind == "checkpoints":
+                self._delete(f"objects/{manifest['blob']}")
+
+    def write_record(self, name: str, body: Any) -> None:
+        """Publish plain data as `<name>.json`, atomically and with its checksum."""
+        text = json.dumps(body, sort_keys=True)
+        record = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}
+        self._write(f"{name}.json", json.dumps(record, sort_keys=True, indent=1).encode())
+
+    def read_record(self, name: str) -> Any | None:
+        """The data published under `name`, or None where it is missing or damaged (and then set aside)."""
+        raw = self._read(f"{name}.json")
+        if raw is None:
+            return None
+        try:
+            record = json.loads(raw)
+            text = json.dumps(record["body"], sort_keys=True)
+            if hashlib.sha256(text.encode()).hexdigest() == record["sha256"]:
+                return record["body"]
+        except (ValueError, KeyError, TypeError):
+            pass
+        self._set_aside(f"{name}.json", "its checksum does not match")
+        return None
+
+    def records(self, folder: str) -> list[str]:
+        """Names (without `.json`) of the records directly in `folder`, sorted."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        return sorted(
+            f"{folder}/{info.base_name.removesuffix('.json')}"
+            for info in self._fs.get_file_info(selector)
+            if info.is_file and info.base_name.endswith(".json")
+        )
+
+    def write_file(self, name: str, content: bytes) -> None:
+        """Publish a file for people (a table, a configuration), atomically."""
+        self._write(name, content)
+
+    def read_file(self, name: str) -> bytes | None:
+        """The content of a file, or None."""
+        return self._read(name)
+
+    def path(self, name: str) -> str:
+        """Where a person finds `name`."""
+        if self._local:
+            return os.path.join(self._root, name)
+        return f"{self._fs.type_name}://{self._root}/{name}"
+
+    def local_path(self, name: str) -> str | None:
+        """The path of `name` on this machine's disk, or None where the store is elsewhere."""
+        return os.path.join(self._root, name) if self._local else None
+
+    def _manifest(self, kind: Kind, key: str) -> dict[str, Any] | None:
+        manifest = self.read_record(f"{kind}/{key}")
+        return manifest if isinstance(manifest, dict) else None
+
+    def _size(self, name: str) -> int | None:
+        info = self._fs.get_file_info(f"{self._root}/{name}")
+        return info.size if info.is_file else None
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            with self._fs.open_input_file(f"{self._root}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+    def _write(self, name: str, content: bytes) -> None:
+        target = f"{self._root}/{name}"
+        try:
+            self._fs.create_dir(os.path.dirname(target), recursive=True)
+            if not self._local:  # an object appears when its upload is complete
+                with self._fs.open_output_stream(target) as stream:
+                    stream.write(content)
+                return
+            temporary = f"{target}.{uuid.uuid4().hex}.tmp"
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except OSError as error:
+            raise UserError(f"storage: {self.path(name)} cannot be written: {error}") from error
+
+    def _delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.delete_file(f"{self._root}/{name}")
+
+    def _set_aside(self, name: str, why: str) -> None:
+        logger.warning("damaged: %s: %s; set aside, to be computed again", self.path(name), why)
+        aside = f"{self._root}/damaged/{os.path.basename(name)}.{uuid.uuid4().hex[:8]}"
+        self._fs.create_dir(f"{self._root}/damaged", recursive=True)
+        with contextlib.suppress(FileNotFoundError):  # another reader was faster
+            self._fs.move(f"{self._root}/{name}", aside)

@@ -1,0 +1,284 @@
+"""One epoch, one loop: what the first and the third stage have in common.
+
+Every epoch's randomness (order, augmentation, mask draws, dropout) follows from the stage's seed and the
+epoch's number alone. So an epoch checkpoint needs no random state, and a run that was interrupted gives
+the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunetune.config import AugmentationConfig, OptimizerConfig, ScheduleConfig
+from prunetune.data import Dataset, Split, batches, evaluation_batches
+from prunetune.data.batches import steps_per_epoch
+from prunetune.sparsity import schedules
+from prunetune.store import Store
+
+Metrics = dict[str, float]
+
+
+class Constraint(Protocol):
+    """What happens to the weights around a step, beside the optimizer."""
+
+    def before_forward(self, generator: torch.Generator) -> None:
+        """Prepare the weights the model computes with."""
+
+    def before_step(self, time: float) -> None:
+        """Turn the model's gradients into the optimizer's; `time` is the share of the stage done."""
+
+    def after_step(self) -> None:
+        """Bring the weights back to where they may be."""
+
+    def before_evaluation(self) -> None:
+        """Prepare the weights for evaluation."""
+
+    def measure(self) -> Metrics:
+        """What to report of it after an epoch."""
+
+
+class Unconstrained:
+    """A dense network: nothing beside the optimizer."""
+
+    def before_forward(self, generator: torch.Generator) -> None:
+        """Nothing."""
+
+    def before_step(self, time: float) -> None:
+        """Nothing."""
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def before_evaluation(self) -> None:
+        """Nothing."""
+
+    def measure(self) -> Metrics:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How an epoch departs from plain training: label smoothing α, and a context around the model."""
+
+    label_smoothing: float = 0.0
+    context: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+@dataclass
+class Learner:
+    """Everything that one stage trains: model, optimizers, constraint, and the schedules.
+
+    `tensors` are what an epoch checkpoint must hold beside the optimizers' state.
+    """
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    tensors: dict[str, Tensor]
+    lr_factor: schedules.Schedule
+    constraint: Constraint = field(default_factory=Unconstrained)
+    smoothing: Callable[[int], Smoothing] = lambda epoch: Smoothing()
+
+    def __post_init__(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+
+class DivergedError(Exception):
+    """The loss or the weights are no longer finite."""
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed (63 bits) from plain values, the same on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def epochs(
+    learner: Learner,
+    data: Dataset,
+    *,
+    total: int,
+    batch_size: int,
+    augmentation: AugmentationConfig | None,
+    seed: int,
+    first: int = 0,
+) -> Iterator[Metrics]:
+    """Train from epoch `first` to `total`; yields the metrics of each epoch when it is done.
+
+    After epoch e the network is validated as it will be at time e + 1, so the last validation, after
+    every horizon, sees the original network. Raises DivergedError where a loss is not finite.
+    """
+    for epoch in range(first, total):
+        with torch.random.fork_rng(devices=_cuda(data)):
+            torch.manual_seed(seed_of(seed, "modules", epoch))  # dropout and the like
+            loss = train_epoch(
+                learner,
+                data,
+                epoch,
+                total=total,
+                batch_size=batch_size,
+                augmentation=augmentation,
+                seed=seed,
+            )
+        if not math.isfinite(loss):
+            raise DivergedError
+        learner.constraint.before_evaluation()
+        with learner.smoothing(epoch + 1).context():
+            accuracy, validation_loss = evaluate(learner.model, data, data.validation)
+        if not math.isfinite(validation_loss):
+            raise DivergedError
+        yield {
+            "train_loss": loss,
+            "val_loss": validation_loss,
+            "val_accuracy": accuracy,
+            **learner.constraint.measure(),
+        }
+
+
+def train_epoch(
+    learner: Learner,
+    data: Dataset,
+    epoch: int,
+    *,
+    total: int,
+    batch_size: int,
+    augmentation: AugmentationConfig | None,
+    seed: int,
+) -> float:
+    """One pass over the training data; the mean loss, the only thing the host waits for."""
+    steps = steps_per_epoch(data, batch_size)
+    order = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+    drawn = torch.Generator(data.device).manual_seed(seed_of(seed, "drawn", epoch))
+    smoothing = learner.smoothing(epoch)
+    model, constraint = learner.model.train(), learner.constraint
+    loss_sum = torch.zeros((), device=data.device)
+    with smoothing.context():
+        for index, (x, y) in enumerate(batches(data, batch_size, augmentation, order=order, drawn=drawn)):
+            time = (epoch + index / steps) / total
+            factor = learner.lr_factor(time)
+            for optimizer in learner.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+                optimizer.zero_grad()
+            constraint.before_forward(drawn)
+            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing.label_smoothing)
+            loss.backward()
+            constraint.before_step(time)
+            for optimizer in learner.optimizers:
+                optimizer.step()
+            constraint.after_step()
+            loss_sum += loss.detach()
+    return float(loss_sum) / steps
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, data: Dataset, split: Split) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=data.device)
+    loss = torch.zeros((), device=data.device)
+    for x, y in evaluation_batches(data, split):
+        logits = model(x)
+        correct += (logits.argmax(1) == y).sum()
+        loss += F.cross_entropy(logits, y, reduction="sum")
+    model.train(was_training)
+    return int(correct) / len(split), float(loss) / len(split)
+
+
+def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimizer over `parameters`, all with the same weight decay."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.weight_decay,
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
+    """The learning rate's factor over a stage, time in [0, 1]."""
+    by_name: dict[str, schedules.Schedule] = {
+        "constant": schedules.constant(),
+        "cosine": schedules.cosine(),
+        "step": schedules.step(config.milestones, config.factor),
+    }
+    return schedules.with_warmup(by_name[config.name], config.warmup)
+
+
+@dataclass
+class EpochCheckpoint:
+    """The newest epoch of a stage under way, in the store, written at most every `interval` seconds."""
+
+    store: Store
+    key: str
+    owner: str
+    interval: float = 15.0
+
+    def __post_init__(self) -> None:
+        self._last = time.monotonic()
+
+    def load(self, learner: Learner) -> list[Metrics]:
+        """Bring the learner to where the checkpoint is; the metrics of the epochs done, [] for none."""
+        found = self.store.load("checkpoints", self.key)
+        if found is None:
+            return []
+        with torch.no_grad():
+            for name, tensor in learner.tensors.items():
+                tensor.copy_(found.tensors[name])
+        for index, optimizer in enumerate(learner.optimizers):
+            _restore_optimizer(optimizer, f"optimizer{index}.", found.tensors)
+        curve: list[Metrics] = found.meta["curve"]
+        return curve
+
+    def owner_of(self) -> str | None:
+        """Which trial wrote the checkpoint that is there."""
+        found = self.store.read_record(f"checkpoints/{self.key}")
+        return None if found is None else found["meta"]["owner"]
+
+    def save(self, learner: Learner, curve: list[Metrics]) -> bool:
+        """Write one if it is time; whether it was."""
+        if time.monotonic() - self._last < self.interval:
+            return False
+        tensors = dict(learner.tensors)
+        for index, optimizer in enumerate(learner.optimizers):
+            for position, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer{index}.{position}.{name}"] = value
+        self.store.save("checkpoints", self.key, tensors, {"curve": curve, "owner": self.owner})
+        self._last = time.monotonic()
+        return True
+
+    def delete(self) -> None:
+        """The stage is finished."""
+        self.store.delete("checkpoints", self.key)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(prefix):
+            position, _, name = full_name.removeprefix(prefix).partition(".")
+            state.setdefault(int(position), {})[name] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _cuda(data: Dataset) -> list[int]:
+    return [data.device.index or 0] if data.device.type == "cuda" else []
