@@ -45,7 +45,8 @@ def build(config: ModelConfig, input_shape: tuple[int, int, int], classes: int, 
         )
     if num_classes != classes:
         raise UserError(
-            f"model.num_classes = {num_classes}: the data has {classes} classes; leave it out to follow the data"
+            f"model.num_classes = {num_classes}: the data has {classes} classes; "
+            "leave it out to follow the data"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -58,7 +58,7 @@ def _at_centre(matrix: Callable[[int, int], Tensor], shape: torch.Size) -> Tenso
     if len(shape) == 2:
         return matrix(shape[0], shape[1])
     weight = torch.zeros(shape)
-    taps = weight.flatten(2)  # every kernel size is odd or its upper middle counts
+    taps = weight.flatten(2)  # (out, in, product of kernel sizes)
     centre = 0
     for size in shape[2:]:
         centre = centre * size + size // 2
