@@ -402,13 +402,8 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     problems: dict[tuple[str, str], Problem] = {}
     representative: Config | None = None
     for assignment in space.assignments(template, is_active, found):
-
-        def probe(name: str, distribution: space.Distribution, given: dict[str, Any] = assignment) -> Any:
-            return given.get(name, distribution.probes()[0])
-
-        tree = space.resolve(template, probe, is_active)
         try:
-            config = validate(tree, source)
+            config = validate(space.at(template, assignment, is_active), source)
             representative = representative or config
         except ConfigError as error:
             for problem in error.problems:
@@ -416,6 +411,15 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     if problems or representative is None:
         raise ConfigError(problems.values())
     return template, representative
+
+
+def most_epochs(template: Mapping[str, Any], stage: str) -> int:
+    """The most epochs that a stage can have over the space; 0 where it never runs."""
+    most = 0
+    for assignment in space.assignments(template, is_active):
+        section = space.at(template, assignment, is_active).get(stage)
+        most = max(most, section["epochs"] if section else 0)
+    return most
 
 
 def validate(tree: dict[str, Any], source: Document) -> Config:

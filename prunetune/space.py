@@ -113,6 +113,11 @@ def resolve(template: Mapping[str, Any], suggest: Suggest, active: Active) -> di
     return values
 
 
+def at(template: Mapping[str, Any], params: Mapping[str, Any], active: Active) -> dict[str, Any]:
+    """Plain values at these parameters; one that is not given has its first probe."""
+    return resolve(template, lambda name, d: params.get(name, d.probes()[0]), active)
+
+
 def parameters(template: Mapping[str, Any], active: Active) -> dict[str, Distribution]:
     """Every distribution that can be reached, by name, in the order of the file."""
     found: dict[str, Distribution] = {}
@@ -164,6 +169,33 @@ def enumerate_finite(
     except _InfiniteError:
         return None
     return found if len(found) <= limit else None
+
+
+def recover(
+    template: Mapping[str, Any], values: Mapping[str, Any], active: Active
+) -> Iterator[dict[str, Any]]:
+    """Candidate parameter assignments under which `template` may resolve to `values` (a complete tree).
+
+    The inverse of `resolve`, for results of an earlier space. Which candidate is right, if any, shows when
+    it is resolved and compared; several come up where options of a choice look alike.
+    """
+    for candidate in _recover(template, values, "", ""):
+        asked: dict[str, Any] = {}
+
+        def suggest(
+            name: str,
+            distribution: Distribution,
+            candidate: dict[str, Any] = candidate,
+            asked: dict[str, Any] = asked,
+        ) -> Any:
+            asked[name] = candidate[name]
+            return candidate[name]
+
+        try:
+            resolve(template, suggest, active)
+        except KeyError:  # a parameter which the old values do not have
+            continue
+        yield asked
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,6 +272,34 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
     if isinstance(node, list):
         return [_resolve(child, f"{key}.{i}", f"{name}.{i}", suggest, active) for i, child in enumerate(node)]
     return node
+
+
+def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, Any]]:
+    if isinstance(node, Choice):
+        for label, option in zip(node.labels, node.options, strict=True):
+            if isinstance(option, dict) and isinstance(value, dict):
+                for inner in _recover(option, value, key, f"{name}[{label}]"):
+                    yield {name: label, **inner}
+            elif option == value or (isinstance(value, dict) and option == value.get("name")):
+                yield {name: label}
+    elif isinstance(node, Uniform | Int):
+        if node.contains(value):
+            yield {name: value}
+    elif isinstance(node, dict):
+        candidates: list[dict[str, Any]] = [{}]
+        for field, child in node.items():
+            if not isinstance(value, Mapping) or field not in value:
+                continue
+            inner_candidates = list(_recover(child, value[field], _join(key, field), _join(name, field)))
+            candidates = [{**outer, **inner} for outer in candidates for inner in inner_candidates or [{}]]
+        yield from candidates
+    elif isinstance(node, list) and isinstance(value, list) and len(node) == len(value):
+        merged: dict[str, Any] = {}
+        for i, (child, item) in enumerate(zip(node, value, strict=True)):
+            merged.update(next(_recover(child, item, f"{key}.{i}", f"{name}.{i}"), {}))
+        yield merged
+    else:
+        yield {}
 
 
 def _parse(node: Any, key: str, document: Document) -> Any:

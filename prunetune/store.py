@@ -148,6 +148,12 @@ class Store:
             if info.is_file and info.base_name.endswith(".json")
         )
 
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in `folder`, sorted."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        found = self._fs.get_file_info(selector)
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def write_file(self, name: str, content: bytes) -> None:
         """Publish a file for people (a table, a configuration), atomically."""
         self._write(name, content)
@@ -155,6 +161,10 @@ class Store:
     def read_file(self, name: str) -> bytes | None:
         """The content of a file, or None."""
         return self._read(name)
+
+    def delete_file(self, name: str) -> None:
+        """Remove a file, if it is there."""
+        self._delete(name)
 
     def path(self, name: str) -> str:
         """Where a person finds `name`."""

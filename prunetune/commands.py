@@ -1,0 +1,109 @@
+"""What the commands have in common: arguments, exit codes, and messages for people."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+
+from prunetune import data as datasets
+from prunetune import models
+from prunetune.config import Config, kept
+from prunetune.document import Document
+from prunetune.errors import UserError, WorkError
+from prunetune.sparsity.masks import prunable
+from prunetune.sparsity.smoothing import relus, skip_blocks
+
+EXIT_OK, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+def run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
+    """Run a command and exit with its code; errors of the user's are one message, without a traceback."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = command(argv)
+    except UserError as error:
+        print(f"prunetune: {error}", file=sys.stderr)
+        code = EXIT_WRONG_INPUT
+    except WorkError as error:
+        print(f"prunetune: {error}", file=sys.stderr)
+        code = EXIT_FAILED
+    except KeyboardInterrupt:
+        print("prunetune: interrupted", file=sys.stderr)
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_OK
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def console() -> Console:
+    """Standard output; wide enough for the tables where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else 140)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """CONFIG and the overrides."""
+    parser.add_argument("config", nargs=None if required else "?", metavar="CONFIG", help="a YAML file")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="dotted.key=value",
+        help="replace a value of the file, parsed as YAML: densities=[0.1,0.01] pre_pruning.mask=null",
+    )
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with absolute local paths: workers have other working folders."""
+    data = config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())})
+    storage = config.storage
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().absolute())
+    return config.model_copy(update={"data": data, "storage": storage})
+
+
+def check_model(config: Config, source: Document, shape: tuple[int, int, int], classes: int) -> int:
+    """The number of prunable weights of a model that fits the data.
+
+    Raises UserError where it does not, where a density would keep nothing, or where post-pruning is told
+    to soften what the model does not have.
+    """
+    try:
+        model = models.build(config.model, shape, classes, seed=0)
+    except UserError as error:
+        raise UserError(f"{source.where('model.name')}: {error}") from None
+    weights = sum(weight.numel() for weight in prunable(model).values())
+    for index, density in enumerate(config.densities):
+        if kept(density, weights) == 0:
+            raise source.problem(
+                f"densities.{index}", f"keeps none of the model's {weights:,} weights", density
+            )
+    if config.post_pruning.soft_activation is not None and not relus(model):
+        raise source.problem(
+            "post_pruning.soft_activation", "the model has no torch.nn.ReLU module that could be softened"
+        )
+    if config.post_pruning.soft_skip is not None and not skip_blocks(model):
+        raise source.problem(
+            "post_pruning.soft_skip", "the model has no blocks to skip; give it a method `blocks()`"
+        )
+    return weights
+
+
+def located(source: Document, load: Callable[[], datasets.Dataset]) -> datasets.Dataset:
+    """The data, with the place of `data:` in the message where they cannot be loaded."""
+    try:
+        return load()
+    except UserError as error:
+        raise UserError(f"{source.where('data.root')}: {error}") from None
+
+
+def command_line(module: str, arguments: list[str]) -> str:
+    """A command as it can be typed again."""
+    return shlex.join(["python", "-m", f"prunetune.{module}", *arguments])

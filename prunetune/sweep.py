@@ -1,0 +1,226 @@
+"""`python -m prunetune.sweep CONFIG [dotted.key=value …]`: search, per density, to one configuration each."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from typing import Any
+
+from rich.table import Table
+
+from prunetune import commands, document, space
+from prunetune import data as datasets
+from prunetune.config import Config, is_active, kept, sweep_from_document, validate
+from prunetune.document import Document
+from prunetune.errors import UserError
+from prunetune.store import Store
+from prunetune.tuning import ledger as ledgers
+from prunetune.tuning import reporting, results
+from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prunetune.sweep",
+        description="Search a configuration per density. Running the same command again goes on where it "
+        "stopped; raising search.trials_per_density extends a finished sweep.",
+    )
+    commands.add_config_arguments(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print the space and the work, and stop")
+    given = parser.parse_intermixed_args(arguments)
+
+    source = document.override(document.read(given.config), given.overrides)
+    template, config = sweep_from_document(source)
+    if given.dry_run:
+        return _dry_run(template, config, source)
+
+    config = commands.absolute(config)
+    data = commands.located(source, lambda: datasets.load(config.data))
+    for variant in _variants(template, source):
+        commands.check_model(variant, source, data.shape, data.classes)
+    store = Store(config.storage).sub(config.name)
+    ledgers.check_storage(store)
+    with ledgers.exclusive(store):
+        return _sweep(config, Problem.of(template), store, arguments)
+
+
+def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
+    # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
+    from prunetune.tuning import progress, runner, tracking
+    from prunetune.tuning.search import SweepSearch
+
+    console = commands.console()
+    ledger = Ledger(store)
+    header = _open(store, config, problem, ledger, console)
+    search = SweepSearch(config, problem, ledger)
+    trials = len(search)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, header["sweep_id"], config.name)
+    interrupted = False
+    records = _fitting(ledger, problem)
+    try:
+        tracker.begin(config, records, {r.uid for r in records if not r.finished})
+        if trials:
+            finished = sum(r.finished for r in records)
+            console.print(
+                f"{config.name}: {trials} trials to run"
+                + (f", {finished} finished before" if finished else "")
+                + f"; results in {store.path('')}",
+                soft_wrap=True,
+                highlight=False,
+            )
+            with progress.Progress(console, search, config.densities, config.name) as view:
+                interrupted = runner.run(config, problem, ledger, search, [tracker, view])
+    finally:
+        records = _fitting(ledger, problem)
+        best = results.best_records(records)
+        tracker.finish(
+            "interrupted" if interrupted else "finished",
+            {f"best_val_accuracy_density_{d:g}": r.val_accuracy or 0.0 for d, r in best.items()},
+            {
+                f"best/{ledgers.density_name(d)}.yaml": results.best_yaml(r, config, {})
+                for d, r in best.items()
+            },
+        )
+        unwritten = tracker.close()
+        finished_records = [record for record in records if record.status != "running"]
+        results.write(store, finished_records, tracker.run_ids, config)
+        written = reporting.write_report(store, config.name)
+
+    console.print(progress.results_table(results.rows(finished_records)))
+    failed = [record for record in finished_records if record.status == "failed"]
+    if failed:
+        first = (failed[0].error or "").strip().splitlines()
+        console.print(
+            f"{len(failed)} trials failed and will be tried again by the same command; the first: "
+            f"{first[-1] if first else 'no message'}",
+            markup=False,
+        )
+    if unwritten:
+        console.print(
+            f"MLflow at {place.uri} was away: {unwritten} entries not written; "
+            "the same command writes them when it is back",
+            markup=False,
+        )
+    again = commands.command_line("sweep", arguments)
+    if interrupted:
+        console.print(
+            f"interrupted; everything finished so far is kept. To go on:\n  {again}",
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
+        return commands.EXIT_INTERRUPTED
+    for density in sorted(best, reverse=True):
+        path = store.path(f"best/{ledgers.density_name(density)}.yaml")
+        console.print(f"  python -m prunetune.train {path}", markup=False, soft_wrap=True, highlight=False)
+    for path in written:
+        console.print(f"  {path}", markup=False, soft_wrap=True, highlight=False)
+    console.print(
+        f"  mlflow ui --backend-store-uri {place.uri}", markup=False, soft_wrap=True, highlight=False
+    )
+    return commands.EXIT_OK if best else commands.EXIT_FAILED
+
+
+def _open(store: Store, config: Config, problem: Problem, ledger: Ledger, console: Any) -> dict[str, Any]:
+    """The sweep's header in the store; says what a changed search space means."""
+    header = store.read_record("sweep")
+    if not isinstance(header, dict):
+        header = {"sweep_id": uuid.uuid4().hex}
+    elif header.get("space") != problem.hash:
+        past = [record for record in ledger.records() if record.finished]
+        fit = sum(problem.fit(record) is not None for record in past)
+        console.print(f"the search space of {config.name} has changed since the last run:", markup=False)
+        for line in problem.changes(header.get("described", {})):
+            console.print(f"  {line}", markup=False, soft_wrap=True, highlight=False)
+        console.print(
+            f"{fit} of {len(past)} finished trials still fit: Optuna knows them as past results, and they "
+            f"can be best; the others stay in {store.path('trials')}, out of the results. "
+            f"{config.search.trials_per_density} trials per density are run in the new space.",
+            markup=False,
+        )
+    header.update(space=problem.hash, described=problem.described)
+    store.write_record("sweep", header)
+    return header
+
+
+def _fitting(ledger: Ledger, problem: Problem) -> list[TrialRecord]:
+    return [
+        record
+        for record in ledger.records()
+        if record.space == problem.hash or (record.finished and problem.fit(record) is not None)
+    ]
+
+
+def _variants(template: dict[str, Any], source: Document) -> list[Config]:
+    """A configuration for each different `model` and set of soft pieces that the space can reach."""
+    seen: dict[str, Config] = {}
+    for assignment in space.assignments(template, is_active):
+        config = validate(space.at(template, assignment, is_active), source)
+        post = config.post_pruning
+        key = f"{config.model!r} {post.soft_activation is None} {post.soft_skip is None}"
+        seen.setdefault(key, config)
+    return list(seen.values())
+
+
+def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
+    """Print the resolved space, the trials and the epochs; nothing is loaded that the names alone tell."""
+    console = commands.console()
+    parameters = space.parameters(template, is_active)
+    table = Table(title=f"{config.name}: {len(parameters)} searched parameters", title_justify="left")
+    table.add_column("parameter")
+    table.add_column("distribution")
+    for name, distribution in parameters.items():
+        table.add_row(name, str(distribution))
+    console.print(table, markup=False)
+    fixed = {
+        key: value
+        for key, value in space.flatten(template).items()
+        if not isinstance(value, space.Distribution)
+    }
+    values = Table(title="fixed", title_justify="left")
+    values.add_column("key")
+    values.add_column("value")
+    for key, value in fixed.items():
+        values.add_row(key, "null" if value is None else str(value))
+    console.print(values, markup=False)
+
+    try:
+        shape, classes = datasets.shape_of(config.data)
+    except UserError as error:
+        raise UserError(f"{source.where('data.root')}: {error}") from None
+    weights = 0
+    for variant in _variants(template, source):
+        weights = commands.check_model(variant, source, shape, classes)
+    finite = space.enumerate_finite(template, is_active)
+    per_density = min(config.search.trials_per_density, len(finite) if finite is not None else 10**9)
+    pre, post = _longest(template, "pre_pruning"), _longest(template, "post_pruning")
+    trials = per_density * len(config.densities)
+    console.print(f"data: {config.data.name}, images {shape}, {classes} classes", highlight=False)
+    console.print(f"model: {config.model.name}, {weights:,} prunable weights", highlight=False)
+    for density in config.densities:
+        console.print(
+            f"  density {density:g} (sparsity {100 * (1 - density):g} %) keeps {kept(density, weights):,}",
+            highlight=False,
+        )
+    stop = config.search.early_stopping
+    console.print(
+        f"{per_density} trials at each of {len(config.densities)} densities: {trials} trials, at most "
+        f"{trials * (pre + post):,} epochs ({pre} + {post} per trial) before reuse"
+        + (" and early stopping" if stop else ""),
+        highlight=False,
+    )
+    return commands.EXIT_OK
+
+
+def _longest(template: dict[str, Any], stage: str) -> int:
+    longest = 0
+    for assignment in space.assignments(template, is_active):
+        section = space.at(template, assignment, is_active).get(stage)
+        longest = max(longest, section["epochs"] if section else 0)
+    return longest
+
+
+if __name__ == "__main__":
+    commands.run(main)

@@ -1,0 +1,242 @@
+"""Trials of a sweep, one record each in the store: what was proposed, and what came of it.
+
+The driver writes a record when a trial is proposed and again when it ends. So a driver that dies loses no
+proposal, and Optuna's studies, early stopping's rungs and MLflow's runs can be rebuilt from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prunetune import space
+from prunetune.config import SEARCHABLE, Config, canonical, digest, is_active, validate
+from prunetune.document import Document
+from prunetune.errors import ConfigError, UserError
+from prunetune.store import Store
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
+"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost its worker."""
+
+FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
+"""What is not tried again when the same command runs again."""
+
+
+@dataclass
+class TrialRecord:
+    """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
+
+    `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
+    metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
+    """
+
+    uid: str
+    density: float
+    number: int
+    space: str
+    params: dict[str, Any]
+    tree: dict[str, Any]
+    status: Status = "running"
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    nonzero: int | None = None
+    effective_density: float | None = None
+    epochs_run: int = 0
+    epochs_reused: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return self.status in FINISHED
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of what the trial computes: equal for equal configurations, wherever they run."""
+        return problem_hash(self.tree, self.density)
+
+
+class Ledger:
+    """The records of one sweep, below `<storage>/<name>/trials`."""
+
+    def __init__(self, store: Store) -> None:
+        """`store` is the sweep's own folder."""
+        self._store = store
+        self._records: dict[str, TrialRecord] = {}
+        for folder in _density_folders(store):
+            for name in store.records(folder):
+                body = store.read_record(name)
+                if body is not None:
+                    record = TrialRecord(**body)
+                    self._records[record.uid] = record
+
+    def records(self) -> list[TrialRecord]:
+        """All records, by density from high to low and number."""
+        return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
+
+    def propose(
+        self, density: float, space_hash: str, params: dict[str, Any], tree: dict[str, Any]
+    ) -> TrialRecord:
+        """A new record with the next number at this density, published."""
+        record = TrialRecord(uuid.uuid4().hex, density, self.next_number(density), space_hash, params, tree)
+        self.publish(record)
+        return record
+
+    def next_number(self, density: float) -> int:
+        """The number that the next trial at this density will have."""
+        return 1 + max((r.number for r in self._records.values() if r.density == density), default=-1)
+
+    def publish(self, record: TrialRecord) -> None:
+        """Write a record as it is now."""
+        self._records[record.uid] = record
+        self._store.write_record(record_name(record.density, record.number), dataclasses.asdict(record))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a sweep searches: the template, its hash, and a description of each part for people."""
+
+    template: dict[str, Any]
+    hash: str
+    described: dict[str, str]
+
+    @classmethod
+    def of(cls, template: dict[str, Any]) -> Problem:
+        """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
+        described = {
+            key: str(value) if isinstance(value, space.Distribution) else repr(value)
+            for key, value in space.flatten({key: template.get(key) for key in SEARCHABLE}).items()
+            if key != "data.root"
+        }
+        described = {key: text for key, text in described.items() if text != "None"}
+        return cls(template, digest(_plain(template)), described)
+
+    def fit(self, record: TrialRecord) -> dict[str, Any] | None:
+        """The record's parameters in this space, or None where it is not one of its points."""
+        try:
+            values = validate({**record.tree, "densities": [record.density]}, _RECORDED).tree()
+        except ConfigError:  # recorded under an older schema
+            return None
+        for params in space.recover(self.template, values, is_active):
+            tree = space.at(self.template, params, is_active)
+            if problem_hash(tree, record.density) == record.config_hash:
+                return params
+        return None
+
+    def changes(self, old: dict[str, str]) -> list[str]:
+        """What differs from an earlier description, a line each."""
+        lines = []
+        for key in sorted({*old, *self.described}):
+            before, now = old.get(key), self.described.get(key)
+            if before != now:
+                lines.append(f"{key}: was {before or 'not set'}, is now {now or 'not set'}")
+        return lines
+
+
+_RECORDED = Document("a recorded trial", {})
+
+
+def density_name(density: float) -> str:
+    """`density-0.01`, as files and folders are named."""
+    return f"density-{density:.12g}"
+
+
+def record_name(density: float, number: int) -> str:
+    """Where a trial's record is, in the sweep's folder."""
+    return f"trials/{density_name(density)}/{number:05d}"
+
+
+def problem_hash(tree: dict[str, Any], density: float) -> str:
+    """Hash of what a configuration computes; where its data lie is no part of it."""
+    config = validate({**tree, "densities": [density]}, _RECORDED)
+    data = canonical(config.data)
+    del data["root"]
+    return digest(
+        config.seed,
+        data,
+        canonical(config.model),
+        canonical(config.pre_pruning),
+        canonical(config.pruning),
+        canonical(config.post_pruning),
+        config.density,
+    )
+
+
+def trial_config(record: TrialRecord, base: Config) -> Config:
+    """A record's configuration with today's data root, resources and tracking."""
+    tree = dict(record.tree)
+    tree["data"] = {**tree["data"], "root": base.data.root}
+    for key in ("name", "search", "resources", "tracking", "storage"):
+        tree[key] = base.tree()[key]
+    return validate({**tree, "densities": [record.density]}, _RECORDED)
+
+
+def _density_folders(store: Store) -> list[str]:
+    return [f"trials/{name}" for name in store.folders("trials")]
+
+
+def _plain(template: dict[str, Any]) -> Any:
+    """The searchable part of a template as data that can be hashed."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, space.Choice):
+            return {"choice": [plain(option) for option in node.options]}
+        if isinstance(node, space.Uniform | space.Int):
+            return {type(node).__name__: [node.low, node.high]}
+        if isinstance(node, dict):
+            return {key: plain(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [plain(child) for child in node]
+        return node
+
+    searched = {key: plain(template[key]) for key in SEARCHABLE if key in template}
+    if isinstance(searched.get("data"), dict):
+        searched["data"].pop("root", None)
+    return searched
+
+
+@contextmanager
+def exclusive(store: Store) -> Iterator[None]:
+    """One driver per sweep: two would number and record each other's trials.
+
+    Raises UserError where another process on this machine holds the sweep. On remote storage, and where
+    the system has no such locks, nothing is held.
+    """
+    path = store.local_path(".lock")
+    if path is None or fcntl is None:
+        yield
+        return
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"{store.path('')}: another process ({file.read().strip() or 'unknown'}) runs this sweep; "
+                "wait for it, or give another name (name=…)"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield
+
+
+def check_storage(store: Store) -> None:
+    """Raise UserError unless a record can be written, read back and deleted."""
+    name = f"probe-{uuid.uuid4().hex}"
+    store.write_record(name, 1)
+    if store.read_record(name) != 1:
+        raise UserError(f"storage: {store.path(name)} was written but could not be read back")
+    store.delete_file(f"{name}.json")

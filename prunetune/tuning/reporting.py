@@ -1,0 +1,148 @@
+"""Tables and figures from a sweep's `results.parquet`."""
+
+from __future__ import annotations
+
+import io
+
+import pandas as pd
+
+from prunetune.store import Store
+
+
+def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    """The best finished trial of each density by validation accuracy, density from high to low."""
+    usable = frame[frame["status"].isin(["complete", "collapsed"]) & frame["val_accuracy"].notna()]
+    ranked = usable.assign(_complete=usable["status"] == "complete").sort_values(
+        ["_complete", "val_accuracy", "trial"], ascending=[False, False, True]
+    )
+    best = ranked.groupby("density", sort=False).head(1)
+    return best.drop(columns="_complete").sort_values("density", ascending=False)
+
+
+def markdown(frame: pd.DataFrame, title: str) -> str:
+    """The best per density, what became of the trials, and the winners' hyperparameters, in Markdown."""
+    best = best_rows(frame)
+    lines = [f"# {title}", "", "## Best per density", ""]
+    header = ["density", "sparsity", "val", "test", "nonzero", "effective density", "status", "trial"]
+    lines += _table(
+        header,
+        [
+            [
+                f"{row.density:g}",
+                f"{100 * (1 - row.density):g} %",
+                _percent(row.val_accuracy),
+                _percent(row.test_accuracy),
+                f"{int(row.nonzero):,}",
+                f"{row.effective_density:.3g}",
+                str(row.status),
+                str(row.trial),
+            ]
+            for row in best.itertuples()
+        ],
+    )
+    lines += ["", "Chosen by validation accuracy; test accuracy played no part.", "", "## Trials", ""]
+    counts = frame.groupby(["density", "status"]).size().unstack(fill_value=0).sort_index(ascending=False)
+    lines += _table(
+        ["density", *counts.columns, "epochs run", "epochs reused"],
+        [
+            [
+                f"{density:g}",
+                *(str(int(count)) for count in row),
+                str(int(frame.loc[frame["density"] == density, "epochs_run"].sum())),
+                str(int(frame.loc[frame["density"] == density, "epochs_reused"].sum())),
+            ]
+            for density, row in zip(counts.index, counts.to_numpy(), strict=True)
+        ],
+    )
+    searched = searched_columns(frame)
+    if searched and len(best):
+        lines += ["", "## What the winners use", ""]
+        lines += _table(
+            ["", *(f"{density:g}" for density in best["density"])],
+            [[f"`{name}`", *(_cell(value) for value in best[name])] for name in searched],
+        )
+    return "\n".join(lines) + "\n"
+
+
+def searched_columns(frame: pd.DataFrame) -> list[str]:
+    """Dotted hyperparameters that differ between trials."""
+    return [name for name in frame.columns if "." in name and frame[name].astype(str).nunique() > 1]
+
+
+def accuracy_figure(frame: pd.DataFrame, title: str) -> bytes:
+    """PNG: every finished trial's validation accuracy over density, and the winners' test accuracy."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    best = best_rows(frame)
+    done = frame[frame["val_accuracy"].notna()]
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for status, marker, colour in (
+        ("complete", "o", "tab:blue"),
+        ("stopped", "x", "tab:gray"),
+        ("collapsed", "v", "tab:red"),
+    ):
+        some = done[done["status"] == status]
+        if len(some):
+            axes.scatter(
+                some["density"],
+                100 * some["val_accuracy"],
+                s=22,
+                marker=marker,
+                color=colour,
+                alpha=0.4,
+                label=f"trials, {status} (validation)",
+            )
+    axes.plot(best["density"], 100 * best["val_accuracy"], color="tab:blue", label="best (validation)")
+    axes.plot(
+        best["density"],
+        100 * best["test_accuracy"],
+        color="tab:orange",
+        linestyle="--",
+        marker="s",
+        label="the same (test)",
+    )
+    axes.set_xscale("log")
+    axes.set_xticks(best["density"], [f"{density:g}" for density in best["density"]])
+    axes.minorticks_off()
+    axes.invert_xaxis()
+    axes.set_xlabel("density (share of prunable weights kept)")
+    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def write_report(store: Store, name: str) -> list[str]:
+    """Write `report/` into a sweep's folder from its `results.parquet`; the paths written, [] without one."""
+    raw = store.read_file("results.parquet")
+    if raw is None:
+        return []
+    frame = pd.read_parquet(io.BytesIO(raw))
+    store.write_file("report/summary.md", markdown(frame, f"Sweep {name}").encode())
+    written = ["report/summary.md"]
+    if frame["val_accuracy"].notna().any():
+        store.write_file("report/accuracy.png", accuracy_figure(frame, name))
+        written.append("report/accuracy.png")
+    return [store.path(path) for path in written]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _percent(value: object) -> str:
+    return f"{100 * float(str(value)):.2f} %" if pd.notna(value) else ""  # type: ignore[call-overload]
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.3g}"
+    return "" if value is None else str(value)

@@ -1,0 +1,177 @@
+"""One sweep as one Ray Tune experiment: all densities together, so that the cluster is never idle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own prints tables
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # propose late: with all that is known
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+import ray
+from ray import tune
+
+from prunetune.config import Config, most_epochs
+from prunetune.errors import UserError
+from prunetune.store import Store
+from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.ledger import Ledger, Problem, TrialRecord, density_name
+from prunetune.tuning.recorder import Listener, Recorder
+from prunetune.tuning.search import RaySearcher, SweepSearch
+from prunetune.tuning.trainable import PipelineTrainable
+
+_RETRIES = 3
+"""A worker may be lost (a spot machine, an out-of-memory kill) this often per trial."""
+
+
+def run(
+    config: Config, problem: Problem, ledger: Ledger, search: SweepSearch, listeners: list[Listener]
+) -> bool:
+    """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
+
+    Raises WorkError when nothing works, UserError when the machine has not what a trial asks for.
+    """
+    with _ray() as local, _interruptible() as interrupted:
+        resources = _resources(config, local)
+        slots = _slots(resources) if local else None
+        concurrent = min(filter(None, (config.search.max_concurrent, slots)), default=None)
+        records: dict[str, TrialRecord] = {}
+        recorder = Recorder(search, records, Store(config.storage).sub("store"), listeners)
+        scratch = tempfile.mkdtemp(prefix="prunetune-") if local else None
+        try:
+            tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(
+                        PipelineTrainable, sweep=config, threads=max(1, int(config.resources.cpus))
+                    ),
+                    resources,
+                ),
+                tune_config=tune.TuneConfig(
+                    search_alg=RaySearcher(search, records),
+                    scheduler=PerDensityAsha(
+                        config, search.past, most_epochs(problem.template, "post_pruning")
+                    ),
+                    num_samples=len(search),
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,  # keeps imports and data from trial to trial
+                    trial_dirname_creator=_trial_name,
+                    trial_name_creator=_trial_name,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    # Holds references into the store only; on a cluster every node must reach it.
+                    storage_path=scratch or Store(config.storage).sub(config.name).path(""),
+                    callbacks=[recorder],
+                    failure_config=tune.FailureConfig(max_failures=_RETRIES),
+                    stop=_StopAll(lambda: interrupted.is_set() or recorder.hopeless),
+                    verbose=0,
+                ),
+            ).fit()
+        finally:
+            if scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
+        recorder.check()
+        return interrupted.is_set()
+
+
+def longest_post_pruning(problem: Problem) -> int:
+    """The most post-pruning epochs that any trial can have."""
+    return longest_stage(problem.template, "post_pruning")
+
+
+class _StopAll(tune.Stopper):  # type: ignore[misc]
+    """Ends the experiment when `condition` holds."""
+
+    def __init__(self, condition: Any) -> None:
+        self._condition = condition
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return bool(self._condition())
+
+
+def _trial_name(trial: Any) -> str:
+    return f"{density_name(trial.config['density'])}-{trial.config['number']:05d}"
+
+
+@contextmanager
+def _ray() -> Iterator[bool]:
+    """A connection to the cluster of `ray start` or RAY_ADDRESS, else our own Ray; whether it is our own."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if ray.is_initialized():
+        yield False
+        return
+    try:
+        ray.init(address="auto", **options)
+        local = False
+    except ConnectionError:
+        ray.init(address="local", include_dashboard=False, **options)
+        local = True
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield local
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Within: the first SIGINT or SIGTERM sets the event; a second one acts as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resources(config: Config, local: bool) -> dict[str, float]:
+    """What to ask of Ray per trial. A machine of one's own without a GPU runs trials on its CPU."""
+    cpus, gpus = config.resources.cpus, config.resources.gpus
+    if local:
+        have = ray.cluster_resources()
+        if gpus > 0 and have.get("GPU", 0) == 0:
+            gpus = 0
+        for name, wanted, there in (
+            ("cpus", cpus, have.get("CPU", 0)),
+            ("gpus", gpus, have.get("GPU", 0)),
+        ):
+            if wanted > there:
+                raise UserError(
+                    f"resources.{name} = {wanted:g}: this machine has {there:g}; a trial must fit on it"
+                )
+    return {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus}
+
+
+def _slots(resources: dict[str, float]) -> int:
+    """How many trials fit on this machine at once."""
+    have = ray.cluster_resources()
+    return max(1, min(int(have[name.upper()] / wanted + 1e-9) for name, wanted in resources.items()))

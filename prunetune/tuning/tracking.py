@@ -1,0 +1,324 @@
+"""MLflow, written by one process: a parent run for the sweep, a nested run per trial.
+
+What is logged is a view on the ledger. Writing happens in a thread of its own behind a queue, so a tracking
+server that is slow or away delays nothing; it is tried again until the sweep ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from prunetune import document, space
+from prunetune.config import SEARCHABLE, Config
+from prunetune.store import Store
+from prunetune.tuning.ledger import TrialRecord
+
+logger = logging.getLogger(__name__)
+
+_SWEEP_TAG = "prunetune.sweep"
+_TRIAL_TAG = "prunetune.trial"
+_PARENT_TAG = "mlflow.parentRunId"
+_NOT_METRICS = {"epoch", "post_epoch", "stage", "reused", "time"}
+_METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep's runs are."""
+
+    uri: str
+    experiment: str
+    artifacts: str | None  # for an experiment that is made; None leaves it to the server
+
+
+def place(config: Config) -> Place:
+    """`tracking` of a configuration; by default SQLite in the run folder (`runs/` for remote storage)."""
+    experiment = config.tracking.experiment or config.name
+    if config.tracking.uri is not None:
+        return Place(config.tracking.uri, experiment, None)
+    folder = Store(config.storage).sub(config.name).local_path("")
+    root = Path(folder if folder is not None else Path("runs", config.name)).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    return Place(f"sqlite:///{root / 'mlflow.db'}", experiment, (root / "mlartifacts").as_uri())
+
+
+def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
+    """Every hyperparameter of a configuration by its dotted name."""
+    return space.flatten({key: tree[key] for key in SEARCHABLE if tree.get(key) is not None})
+
+
+class Tracker:
+    """Listens to a sweep and writes MLflow. `run_ids` maps trials' uids to their runs, as far as written."""
+
+    def __init__(self, where: Place, sweep_id: str, name: str, attempts_at_end: float = 20.0) -> None:
+        """`attempts_at_end`: seconds for which `close` goes on trying to reach a server that is away."""
+        # A server that is away is this class's business, not the HTTP client's for minutes per call.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        self.run_ids: dict[str, str] = {}
+        self.place = where
+        self._sweep_id = sweep_id
+        self._name = name
+        self._patience = attempts_at_end
+        self._described: set[str] = set()  # uids whose run has its parameters
+        self._logged: dict[str, int] = {}  # uid -> the last epoch written
+        self._stage: dict[str, str] = {}
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._closing = threading.Event()
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._parent = ""
+        self._unwritten = 0
+        self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
+        self._thread.start()
+
+    def begin(self, config: Config, records: list[TrialRecord], going_on: set[str]) -> None:
+        """Open the parent run; bring the runs in line with the records.
+
+        A trial without a run gets one. A run left RUNNING by a driver that died is closed, unless its
+        trial is in `going_on`.
+        """
+        text = document.dump(config.tree())
+
+        def begin() -> None:
+            self._connect()
+            assert self._client is not None
+            self._find_runs(going_on)
+            self._client.set_tag(self._parent, "status", "running")
+            self._client.log_text(self._parent, text, "sweep.yaml")
+
+        self._queue.put(begin)
+        for record in records:
+            if record.status != "running":
+                self._queue.put(lambda record=record: self._rebuild(record))  # type: ignore[misc]
+
+    def started(self, record: TrialRecord) -> None:
+        """A run for a trial, found again or made."""
+        self._queue.put(lambda: self._open(record))
+
+    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+        """Metric series, by global epoch."""
+        now = int(time.time() * 1000)
+        self._queue.put(lambda: self._log(record, [{**report, "time": now} for report in reports]))
+
+    def ended(self, record: TrialRecord) -> None:
+        """The trial's results and status."""
+        self._queue.put(lambda: self._close_run(record))
+
+    def finish(self, status: str, summary: dict[str, float], files: dict[str, str]) -> None:
+        """End the parent run: `summary` as metrics, `files` as artifacts; trials still open are KILLED."""
+
+        def finish() -> None:
+            assert self._client is not None
+            for uid in self._stage:
+                self._client.set_terminated(self.run_ids[uid], "KILLED")
+            for name, value in summary.items():
+                self._client.log_metric(self._parent, name, value)
+            for name, text in files.items():
+                self._client.log_text(self._parent, text, name)
+            self._client.set_tag(self._parent, "status", status)
+            self._client.set_terminated(self._parent, "KILLED" if status == "interrupted" else "FINISHED")
+
+        self._queue.put(finish)
+
+    def close(self) -> int:
+        """Write what is left; how many entries could not be written."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join()
+        return self._unwritten
+
+    def _work(self) -> None:
+        gave_up = False
+        while (entry := self._queue.get()) is not None:
+            if gave_up:
+                self._unwritten += 1
+                continue
+            pause, since = 0.5, time.monotonic()
+            while True:
+                try:
+                    entry()
+                    break
+                except Exception as error:  # the sweep must not stop for its log
+                    if _refused(error):
+                        logger.warning("MLflow refused an entry: %s", error)
+                        self._unwritten += 1
+                        break
+                    if self._closing.is_set() and time.monotonic() - since > self._patience:
+                        logger.warning("MLflow at %s cannot be written: %s", self.place.uri, error)
+                        gave_up = True
+                        self._unwritten += 1
+                        break
+                    self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
+                    pause = min(2 * pause, 30.0 if not self._closing.is_set() else 5.0)
+
+    def _connect(self) -> None:
+        for noisy in ("mlflow", "alembic"):
+            logging.getLogger(noisy).setLevel(logging.ERROR)
+        self._client = client = MlflowClient(self.place.uri)
+        experiment = client.get_experiment_by_name(self.place.experiment)
+        if experiment is not None:
+            self._experiment_id = experiment.experiment_id
+        else:
+            self._experiment_id = client.create_experiment(
+                self.place.experiment, artifact_location=self.place.artifacts
+            )
+
+    def _find_runs(self, going_on: set[str]) -> None:
+        """The sweep's parent run and its trials' runs, by tag; the parent is made where there is none."""
+        assert self._client is not None
+        found = self._search(f"tags.`{_SWEEP_TAG}` = '{self._sweep_id}'")
+        parents = [run for run in found if _TRIAL_TAG not in run.data.tags]
+        if parents:
+            self._parent = parents[0].info.run_id
+            self._client.update_run(self._parent, status="RUNNING")
+        else:
+            self._parent = self._client.create_run(
+                self._experiment_id, run_name=self._name, tags={_SWEEP_TAG: self._sweep_id}
+            ).info.run_id
+        for run in found:
+            uid = run.data.tags.get(_TRIAL_TAG)
+            if uid is None:
+                continue
+            self.run_ids[uid] = run.info.run_id
+            history = self._client.get_metric_history(run.info.run_id, "val_accuracy")
+            self._logged[uid] = max((metric.step for metric in history), default=0)
+            if run.info.status == "RUNNING" and uid not in going_on:
+                self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _search(self, condition: str) -> list[Any]:
+        assert self._client is not None
+        found: list[Any] = []
+        token = None
+        while True:
+            page = self._client.search_runs([self._experiment_id], condition, page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _rebuild(self, record: TrialRecord) -> None:
+        """A finished trial which MLflow does not know, or knows in part."""
+        assert self._client is not None
+        last = max((report["epoch"] for report in record.curve), default=0)
+        known = record.uid in self.run_ids and self._logged.get(record.uid, 0) >= last
+        if known and self._client.get_run(self.run_ids[record.uid]).info.status in ("FINISHED", "FAILED"):
+            return
+        self._open(record)
+        self._log(record, record.curve)
+        self._close_run(record)
+
+    def _open(self, record: TrialRecord) -> None:
+        assert self._client is not None
+        if record.uid not in self.run_ids:
+            self.run_ids[record.uid] = self._client.create_run(
+                self._experiment_id,
+                run_name=f"d={record.density:g} #{record.number}",
+                tags={
+                    _SWEEP_TAG: self._sweep_id,
+                    _TRIAL_TAG: record.uid,
+                    _PARENT_TAG: self._parent,
+                    "density": f"{record.density:g}",
+                    "sparsity": f"{1 - record.density:g}",
+                    "trial": str(record.number),
+                    "config_hash": record.config_hash,
+                },
+            ).info.run_id
+        run_id = self.run_ids[record.uid]
+        if record.uid not in self._described:
+            parameters = {"density": record.density, **hyperparameters(record.tree)}
+            self._client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
+            self._client.log_text(run_id, document.dump(_own_config(record)), "config.yaml")
+            self._described.add(record.uid)
+        self._client.update_run(run_id, status="RUNNING")
+        self._client.set_tag(run_id, "status", "running")
+        self._stage[record.uid] = ""
+
+    def _log(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+        assert self._client is not None
+        run_id, last = self.run_ids[record.uid], self._logged.get(record.uid, 0)
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(name, float(value), report.get("time", now), report["epoch"])
+            for report in reports
+            if report["epoch"] > last  # else written before this driver, or in another worker
+            for name, value in report.items()
+            if name not in _NOT_METRICS
+        ]
+        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
+        if reports:
+            self._logged[record.uid] = max(last, *(report["epoch"] for report in reports))
+            stage = reports[-1]["stage"]
+            if self._stage.get(record.uid) != stage:
+                self._client.set_tag(run_id, "stage", stage)
+                self._stage[record.uid] = stage
+
+    def _close_run(self, record: TrialRecord) -> None:
+        assert self._client is not None
+        now, run_id = int(time.time() * 1000), self.run_ids[record.uid]
+        last = max((report["epoch"] for report in record.curve), default=0)
+        results = {
+            "final_val_accuracy": record.val_accuracy,
+            "test_accuracy": record.test_accuracy,
+            "nonzero": record.nonzero,
+            "effective_density": record.effective_density,
+            "epochs_run": record.epochs_run,
+            "epochs_reused": record.epochs_reused,
+            "seconds": record.seconds,
+        }
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(k, float(v), now, last) for k, v in results.items() if v is not None],
+            tags=[RunTag("status", record.status)],
+        )
+        if record.error:
+            self._client.log_text(run_id, record.error, "error.txt")
+        self._client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED")
+        self._stage.pop(record.uid, None)
+
+
+def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str] | None:
+    """(text of the configuration, tracking URI) logged with a trial's run; None where no such run is found.
+
+    Looks at `uri`, else at MLFLOW_TRACKING_URI, else at every `<storage>/*/mlflow.db`.
+    """
+    candidates = [uri] if uri else []
+    if not uri and mlflow.is_tracking_uri_set():
+        candidates.append(mlflow.get_tracking_uri())
+    if not candidates:
+        candidates = [f"sqlite:///{path.absolute()}" for path in sorted(Path(storage).glob("*/mlflow.db"))]
+    for candidate in candidates:
+        client = MlflowClient(candidate)
+        try:
+            run = client.get_run(run_id)
+            path = f"{run.info.artifact_uri}/config.yaml"
+            text = mlflow.artifacts.load_text(path)
+        except MlflowException:
+            continue
+        return text, candidate
+    return None
+
+
+def _refused(error: Exception) -> bool:
+    """Whether trying again is of no use: not a server that is away, busy or broken."""
+    if isinstance(error, MlflowException):
+        return bool(error.get_http_status_code() < 500 and error.get_http_status_code() != 429)
+    return not isinstance(error, OSError)
+
+
+def _own_config(record: TrialRecord) -> dict[str, Any]:
+    return {**record.tree, "densities": [record.density]}

@@ -1,0 +1,57 @@
+"""What several tests share: tiny configurations, the digits, and where the larger data sets may be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+SHARED_DATA = Path(os.environ.get("PRUNETUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+"""MNIST and CIFAR-10, where this machine has them."""
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def mnist_root() -> str:
+    if not (SHARED_DATA / "MNIST" / "raw").is_dir():
+        pytest.skip(f"no MNIST in {SHARED_DATA} (set PRUNETUNE_DATA)")
+    return str(SHARED_DATA)
+
+
+@pytest.fixture
+def cifar_root() -> str:
+    if not (SHARED_DATA / "cifar10").is_dir():
+        pytest.skip(f"no CIFAR-10 parquet in {SHARED_DATA} (set PRUNETUNE_DATA)")
+    return str(SHARED_DATA / "cifar10")
+
+
+@pytest.fixture
+def tiny() -> dict[str, Any]:
+    """A whole training configuration on digits that runs in about a second."""
+    return {
+        "name": "tiny",
+        "seed": 0,
+        "data": {"name": "digits", "batch_size": 64, "limit": 300, "validation_fraction": 0.2},
+        "model": {"name": "mlp", "hidden": [16, 16]},
+        "densities": [0.2],
+        "pre_pruning": {
+            "epochs": 3,
+            "optimizer": {"name": "adam", "lr": 3e-3},
+            "initializer": "kaiming",
+            "mask": {"lambda1": 1e-6, "lambda2": 1e-4, "lambda2_warmup": 0.5, "initial": 0.9},
+        },
+        "post_pruning": {
+            "epochs": 4,
+            "optimizer": {"name": "adam", "lr": 3e-3},
+            "label_smoothing": {"alpha0": 0.1, "horizon": 0.5},
+            "soft_activation": {"beta0": 1.0, "beta_max": 20.0, "horizon": 0.5},
+            "soft_skip": {"gamma0": 0.5, "horizon": 0.5},
+        },
+    }
