@@ -348,12 +348,16 @@ def _distribution(kind: str, argument: Any, key: str, document: Document) -> Dis
 
 
 def _labels(options: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Scalars stand for themselves; a mapping for its `name`, or `option N`; a list for its text."""
+    """Scalars stand for themselves, lists for their text, a mapping for its `name`.
+
+    A mapping without one is `on` where it is the only mapping (`{choice: [null, {…}]}`), else `option N`.
+    """
+    mappings = sum(isinstance(option, dict) for option in options)
     labels: list[Any] = []
     for index, option in enumerate(options):
         if isinstance(option, dict):
             name = option.get("name")
-            label: Any = name if isinstance(name, str) and name not in labels else f"option {index}"
+            label: Any = name if isinstance(name, str) else "on" if mappings == 1 else f"option {index}"
         elif isinstance(option, list):
             label = str(option)
         else:

@@ -49,7 +49,9 @@ pre_pruning:
   mask:
     choice:
       - null
-      - {lambda1: {loguniform: [1.0e-7, 1.0e-4]}, lambda2: {choice: [0, 1e-3]}, lambda2_warmup: {uniform: [0, 1]}}
+      - lambda1: {loguniform: [1.0e-7, 1.0e-4]}
+        lambda2: {choice: [0, 1e-3]}
+        lambda2_warmup: {uniform: [0, 1]}
 post_pruning:
   epochs: {int: [1, 3]}
   optimizer:
@@ -106,7 +108,10 @@ def test_a_minimal_file_takes_the_defaults() -> None:
         ("post_pruning=null", "post_pruning = null: must be a mapping of keys"),
         ("post_pruning.label_smoothing={alpha0: 0.1, horizon: 0}", "horizon = 0: must be greater than 0"),
         ("post_pruning.soft_skip={gamma0: 0.1, horizon: 1.5}", "must be less than or equal to 1"),
-        ("post_pruning.soft_activation={beta0: 1, horizon: 0}", "soft_activation.horizon = 0: must be greater"),
+        (
+            "post_pruning.soft_activation={beta0: 1, horizon: 0}",
+            "soft_activation.horizon = 0: must be greater",
+        ),
         ("post_pruning.soft_activation={beta0: -1}", "soft_activation.beta0 = -1: must be greater than or"),
         ("post_pruning.label_smoothing={alpha0: 1}", "label_smoothing.alpha0 = 1: must be less than 1"),
         ("post_pruning.optimizer.schedule={name: step, milestones: [0.7, 0.5]}", "must rise"),
@@ -214,8 +219,8 @@ def test_load_reads_a_file_with_overrides(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL)
     assert configuration.load(str(path), ["densities=[1e-3]"]).density == 0.001
+    path.write_text(MINIMAL.replace("epochs: 2", "epochs: x"))
     with pytest.raises(ConfigError, match=r"run\.yaml:8: post_pruning\.epochs"):
-        path.write_text(MINIMAL.replace("epochs: 2", "epochs: x"))
         configuration.load(str(path))
 
 
@@ -279,10 +284,16 @@ def test_a_sweep_gives_its_template_and_a_representative() -> None:
 @pytest.mark.parametrize(
     ("override", "rule"),
     [
-        ("post_pruning.optimizer.lr={uniform: [0, 1]}", "post_pruning.optimizer.lr = 0.0: must be greater than 0"),
+        (
+            "post_pruning.optimizer.lr={uniform: [0, 1]}",
+            "post_pruning.optimizer.lr = 0.0: must be greater than 0",
+        ),
         ("post_pruning.epochs={int: [0, 3]}", "post_pruning.epochs = 0: must be greater"),
         ("post_pruning.epochs={uniform: [1, 3]}", "post_pruning.epochs = 1.0: must be a valid integer"),
-        ("post_pruning.optimizer.name={choice: [adam, rmsprop]}", "= 'rmsprop': must be 'sgd', 'adam' or 'adamw'"),
+        (
+            "post_pruning.optimizer.name={choice: [adam, rmsprop]}",
+            "= 'rmsprop': must be 'sgd', 'adam' or 'adamw'",
+        ),
         (
             "post_pruning.label_smoothing={choice: [null, {alpha0: {uniform: [0, 1]}}]}",
             "post_pruning.label_smoothing.alpha0 = 1.0: must be less than 1",
@@ -458,9 +469,7 @@ def test_digest_ignores_the_order_of_keys_only() -> None:
         (1e-05, 14715584, 147),
     ],
 )
-def test_kept_is_the_floor_of_the_density_as_it_was_written(
-    density: float, weights: int, count: int
-) -> None:
+def test_kept_is_the_floor_of_the_density_as_it_was_written(density: float, weights: int, count: int) -> None:
     assert kept(density, weights) == count
 
 

@@ -128,7 +128,7 @@ def test_an_alias_of_its_own_parent_is_an_error_not_a_traceback() -> None:
 
 
 def test_read_names_the_file_in_every_message(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="missing.yaml: no such file"):
+    with pytest.raises(UserError, match=r"missing\.yaml: no such file"):
         document.read(tmp_path / "missing.yaml")
     with pytest.raises(UserError, match="is a folder"):
         document.read(tmp_path)
@@ -217,7 +217,9 @@ def test_a_dumped_tree_reads_back_the_same(tree: dict[str, object]) -> None:
     assert repr(back) == repr(tree)  # 1 stays int, 1.0 stays float
 
 
-@pytest.mark.parametrize("text", ["1e3", "2E-5", "1e-3", "12", "0.5", "true", "null", "~", "", "-", "a: b", "#"])
+@pytest.mark.parametrize(
+    "text", ["1e3", "2E-5", "1e-3", "12", "0.5", "true", "null", "~", "", "-", "a: b", "#"]
+)
 def test_a_dumped_string_stays_a_string(text: str) -> None:
     assert parsed(document.dump({"name": text, "list": [text]})).tree == {"name": text, "list": [text]}
 

@@ -33,7 +33,8 @@ def picker(values: dict[str, Any]) -> tuple[space.Suggest, list[str]]:
 
 def test_each_kind_is_parsed() -> None:
     parsed = template(
-        "a: {uniform: [0, 1]}\nb: {loguniform: [1e-5, 1e-3]}\nc: {int: [1, 3]}\nd: {choice: [x, null, 2]}\ne: 5\n"
+        "a: {uniform: [0, 1]}\nb: {loguniform: [1e-5, 1e-3]}\nc: {int: [1, 3]}\n"
+        "d: {choice: [x, null, 2]}\ne: 5\n"
     )
     assert parsed == {
         "a": Uniform(0.0, 1.0),
@@ -94,7 +95,9 @@ def test_a_malformed_distribution_names_line_key_and_rule(written: str, rule: st
 
 
 def test_a_malformed_distribution_inside_an_option_names_its_own_line() -> None:
-    with pytest.raises(ConfigError, match=r"^f\.yaml:4: optimizer\.choice\.1\.lr = \[2, 1\]: uniform: the lower"):
+    with pytest.raises(
+        ConfigError, match=r"^f\.yaml:4: optimizer\.choice\.1\.lr = \[2, 1\]: uniform: the lower"
+    ):
         template(
             "optimizer:\n  choice:\n    - {name: a}\n    - {name: b, lr: {uniform: [2, 1]}}\n",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,13 @@ def test_a_writer_killed_while_writing_a_file_leaves_the_older_version(
     store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, target: str
 ) -> None:
     store.save("stages", "k", TENSORS, META)
+    replace = os.replace
 
     def dies(temporary: str, final: str) -> None:
         assert Path(temporary).stat().st_size > 0
         if f"/{target}/" in final:
             raise KeyboardInterrupt
-        Path(temporary).replace(final)
+        replace(temporary, final)
 
     with monkeypatch.context() as patched:
         patched.setattr("prunetune.store.os.replace", dies)
@@ -254,6 +256,24 @@ def test_replacing_a_checkpoint_does_not_take_the_content_of_another(store: Stor
     assert_same(store.load("checkpoints", "b"), TENSORS, META)
 
 
+def test_a_checkpoint_replaced_while_it_is_read_is_not_taken_for_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save("checkpoints", "k", {"w": torch.zeros(2)}, {"epoch": 1})
+    read = Store._read
+    newer = iter([{"w": torch.ones(2)}])
+
+    def read_after_another_trial_went_on(self: Store, name: str) -> bytes | None:
+        if name.startswith("objects/") and (tensors := next(newer, None)) is not None:
+            store.save("checkpoints", "k", tensors, {"epoch": 2})
+        return read(self, name)
+
+    monkeypatch.setattr(Store, "_read", read_after_another_trial_went_on)
+    store.load("checkpoints", "k")  # whichever of the two, or none
+    assert "damaged" not in caplog.text
+    assert_same(store.load("checkpoints", "k"), {"w": torch.ones(2)}, {"epoch": 2})
+
+
 @pytest.mark.parametrize("same", [True, False])
 def test_concurrent_writers_and_readers_of_one_key_see_only_whole_artefacts(
     store: Store, caplog: pytest.LogCaptureFixture, same: bool
@@ -284,9 +304,7 @@ def test_concurrent_writers_and_readers_of_one_key_see_only_whole_artefacts(
     assert store.records("stages") == ["stages/k"]
 
 
-def test_records_are_whole_or_not_there(
-    store: Store, root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_records_are_whole_or_not_there(store: Store, root: Path, caplog: pytest.LogCaptureFixture) -> None:
     body = {"density": 0.1, "list": [1, None, "ä"]}
     assert store.read_record("trials/t1") is None
     assert store.records("trials") == []

@@ -8,10 +8,11 @@ from typing import Any
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from prunetune.config import Config, EarlyStoppingConfig
+from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import TrialRecord
 
 
-class PerDensityAsha(FIFOScheduler):  # type: ignore[misc]
+class PerDensityAsha(DriverOnly, FIFOScheduler):  # type: ignore[misc]
     """One of Ray's ASHA schedulers per density, fed with post-pruning results alone.
 
     A single ASHA would rank a trial at density 0.001 against one at 0.1, and a pre-pruning accuracy

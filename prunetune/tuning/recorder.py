@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any, Protocol
 
 from ray.tune import Callback
 
 from prunetune.errors import WorkError
 from prunetune.store import Store
+from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.search import SweepSearch
 
@@ -29,7 +31,7 @@ class Listener(Protocol):
         """It has ended; its status says how."""
 
 
-class Recorder(Callback):  # type: ignore[misc]
+class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     """Turns Tune's events into records, tells the search, the ledger (through it) and the listeners."""
 
     def __init__(
@@ -89,7 +91,7 @@ class Recorder(Callback):  # type: ignore[misc]
         """The trial raised, or lost its worker, more often than is allowed."""
         record = self._records[trial.trial_id]
         record.status = "failed"
-        record.error = str(trial.get_error() or "the worker was lost")
+        record.error = _last_failure(trial.error_file)
         self._end(record)
 
     def check(self) -> None:
@@ -114,6 +116,16 @@ class Recorder(Callback):  # type: ignore[misc]
         self._search.tell(record)
         for listener in self._listeners:
             listener.ended(record)
+
+
+def _last_failure(error_file: str | None) -> str:
+    """The newest entry of a trial's error file, as Tune writes it on this machine."""
+    try:
+        text = Path(error_file or "").read_text()
+    except OSError:
+        return "the worker was lost"
+    _, _, newest = text.rpartition("Failure # ")
+    return newest.partition("\n")[2].strip() or "the worker was lost"
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pandas as pd
 
@@ -28,16 +29,16 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
         header,
         [
             [
-                f"{row.density:g}",
-                f"{100 * (1 - row.density):g} %",
-                _percent(row.val_accuracy),
-                _percent(row.test_accuracy),
-                f"{int(row.nonzero):,}",
-                f"{row.effective_density:.3g}",
-                str(row.status),
-                str(row.trial),
+                f"{row['density']:g}",
+                f"{100 * (1 - row['density']):g} %",
+                _percent(row["val_accuracy"]),
+                _percent(row["test_accuracy"]),
+                f"{int(row['nonzero']):,}",
+                f"{row['effective_density']:.3g}",
+                row["status"],
+                str(row["trial"]),
             ]
-            for row in best.itertuples()
+            for row in _records(best)
         ],
     )
     lines += ["", "Chosen by validation accuracy; test accuracy played no part.", "", "## Trials", ""]
@@ -133,16 +134,20 @@ def write_report(store: Store, name: str) -> list[str]:
     return [store.path(path) for path in written]
 
 
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
-def _percent(value: object) -> str:
-    return f"{100 * float(str(value)):.2f} %" if pd.notna(value) else ""  # type: ignore[call-overload]
+def _percent(value: Any) -> str:
+    return f"{100 * value:.2f} %" if pd.notna(value) else ""
 
 
-def _cell(value: object) -> str:
+def _cell(value: Any) -> str:
     if isinstance(value, float):
         return "" if pd.isna(value) else f"{value:.3g}"
     return "" if value is None else str(value)

@@ -17,6 +17,7 @@ from typing import Any
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own prints tables
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # propose late: with all that is known
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -27,6 +28,7 @@ from ray import tune
 from prunetune.config import Config, most_epochs
 from prunetune.errors import UserError
 from prunetune.store import Store
+from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import PerDensityAsha
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord, density_name
 from prunetune.tuning.recorder import Listener, Recorder
@@ -87,12 +89,7 @@ def run(
         return interrupted.is_set()
 
 
-def longest_post_pruning(problem: Problem) -> int:
-    """The most post-pruning epochs that any trial can have."""
-    return longest_stage(problem.template, "post_pruning")
-
-
-class _StopAll(tune.Stopper):  # type: ignore[misc]
+class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
     """Ends the experiment when `condition` holds."""
 
     def __init__(self, condition: Any) -> None:
@@ -123,7 +120,7 @@ def _ray() -> Iterator[bool]:
         ray.init(address="local", include_dashboard=False, **options)
         local = True
     for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the recorder
     try:
         yield local
     finally:

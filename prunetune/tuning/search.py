@@ -24,6 +24,7 @@ from ray.tune.search import Searcher
 from prunetune import space
 from prunetune.config import Config, is_active
 from prunetune.training import seed_of
+from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -215,7 +216,7 @@ class SweepSearch:
         self._searches[record.density].tell(record)
 
 
-class RaySearcher(Searcher):  # type: ignore[misc]
+class RaySearcher(DriverOnly, Searcher):  # type: ignore[misc]
     """`SweepSearch` as Ray Tune asks for it. Outcomes do not come this way: the recorder tells them."""
 
     def __init__(self, search: SweepSearch, started: dict[str, TrialRecord]) -> None:

@@ -37,7 +37,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         torch.set_num_threads(threads)
         self._sweep = sweep
         self._seen, self._stage = 0, ""
-        self._storage = Store(sweep.storage)
+        self._store = Store(sweep.storage)
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._start(config)
 
@@ -87,7 +87,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
 
     def _start(self, config: dict[str, Any]) -> None:
         name = record_name(config["density"], config["number"])
-        body = self._storage.sub(self._sweep.name).read_record(name)
+        body = self._store.sub(self._sweep.name).read_record(name)
         if body is None:
             raise WorkError(f"{name}: the trial's record is not in the store")
         self._uid = config["uid"]
@@ -95,7 +95,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         self._stage = ""
         self._steps: Generator[dict[str, Any], None, PipelineResult] = pipeline.run(
             trial_config(TrialRecord(**body), self._sweep),
-            store=self._storage.sub("store"),
+            store=self._store.sub("store"),
             device=self._device,
             owner=self._uid,
         )
