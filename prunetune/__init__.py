@@ -8,4 +8,6 @@ from prunetune.config import Config
 from prunetune.errors import ConfigError, UserError
 from prunetune.pipeline import PipelineResult, run_pipeline
 
+__version__ = "0.1.0"
+
 __all__ = ["Config", "ConfigError", "PipelineResult", "UserError", "run_pipeline"]

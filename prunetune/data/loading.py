@@ -61,13 +61,15 @@ def shape_of(config: DataConfig) -> tuple[tuple[int, int, int], int]:
 
 
 def _digits(config: DataConfig) -> tuple[Split, Split, int]:
-    """scikit-learn's 1,797 handwritten digits, 8×8; the last 360 (other writers) are the test split."""
+    """scikit-learn's 1,797 handwritten digits, 8×8; a fixed random fifth of them is the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = torch.from_numpy(np.round(bunch.images * 255 / 16).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(bunch.target.astype(np.int64))
-    return Split(images[:-360], labels[:-360]), Split(images[-360:], labels[-360:]), 10
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    whole = Split(images, labels)
+    return whole.take(order[360:]), whole.take(order[:360]), 10
 
 
 def _torchvision(config: DataConfig) -> tuple[Split, Split, int]:

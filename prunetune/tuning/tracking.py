@@ -166,16 +166,9 @@ class Tracker:
                     pause = min(2 * pause, 30.0 if not self._closing.is_set() else 5.0)
 
     def _connect(self) -> None:
-        for noisy in ("mlflow", "alembic"):
-            logging.getLogger(noisy).setLevel(logging.ERROR)
-        self._client = client = MlflowClient(self.place.uri)
-        experiment = client.get_experiment_by_name(self.place.experiment)
-        if experiment is not None:
-            self._experiment_id = experiment.experiment_id
-        else:
-            self._experiment_id = client.create_experiment(
-                self.place.experiment, artifact_location=self.place.artifacts
-            )
+        _quiet()
+        self._client = MlflowClient(self.place.uri)
+        self._experiment_id = _experiment(self._client, self.place)
 
     def _find_runs(self, going_on: set[str]) -> None:
         """The sweep's parent run and its trials' runs, by tag; the parent is made where there is none."""
@@ -311,6 +304,47 @@ def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str]
             continue
         return text, candidate
     return None
+
+
+def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
+    """Log a finished production training as a run of its own; its id. Raises what MLflow raises."""
+    _quiet()
+    where = place(config)
+    client = MlflowClient(where.uri)
+    run_id = str(
+        client.create_run(
+            _experiment(client, where),
+            run_name=f"train d={config.density:g}",
+            tags={"density": f"{config.density:g}", "stage": "production", "status": metrics["status"]},
+        ).info.run_id
+    )
+    parameters = {"density": config.density, **hyperparameters(config.tree())}
+    now = int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        params=[Param(name, str(value)) for name, value in parameters.items()],
+        metrics=[
+            Metric(name, float(value), now, 0)
+            for name, value in metrics.items()
+            if isinstance(value, int | float)
+        ],
+    )
+    client.log_artifacts(run_id, str(files))
+    client.set_terminated(run_id)
+    return run_id
+
+
+def _quiet() -> None:
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _experiment(client: MlflowClient, where: Place) -> str:
+    """The id of the experiment, which is made where there is none."""
+    found = client.get_experiment_by_name(where.experiment)
+    if found is not None:
+        return str(found.experiment_id)
+    return str(client.create_experiment(where.experiment, artifact_location=where.artifacts))
 
 
 def _refused(error: Exception) -> bool:

@@ -1,0 +1,37 @@
+"""`prunetune sweep|train|report …`: the commands as subcommands of one console script."""
+
+from __future__ import annotations
+
+import importlib
+from typing import NoReturn
+
+from prunetune import commands
+from prunetune.errors import UserError, did_you_mean
+
+_COMMANDS = {
+    "sweep": "search a configuration per density",
+    "train": "train one configuration at full budget",
+    "report": "write a sweep's tables and figures",
+}
+
+
+def main() -> NoReturn:
+    """The console script."""
+    commands.run(_dispatch)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    usage = "usage: prunetune COMMAND …\n\n" + "\n".join(
+        f"  {name:<8}{meaning}" for name, meaning in _COMMANDS.items()
+    )
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        return commands.EXIT_OK if arguments else commands.EXIT_WRONG_INPUT
+    name, *rest = arguments
+    if name not in _COMMANDS:
+        raise UserError(f"{name!r}: unknown command{did_you_mean(name, _COMMANDS)}\n\n{usage}")
+    return int(importlib.import_module(f"prunetune.{name}").main(rest))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""`python -m prunetune.train CONFIG|--run-id ID [dotted.key=value …]`: one configuration at full budget."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from prunetune import commands, deploy, document
+from prunetune import data as datasets
+from prunetune.config import Config, from_document
+from prunetune.data import Dataset
+from prunetune.document import Document
+from prunetune.errors import UserError, WorkError
+from prunetune.pipeline import PipelineResult, run_pipeline
+from prunetune.store import Store
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prunetune.train",
+        description="Train one configuration, such as a sweep's best/density-….yaml, in this process. "
+        "What the store has already, stages or epochs, is not trained again.",
+    )
+    commands.add_config_arguments(parser, required=False)
+    parser.add_argument("--run-id", help="take the configuration of this MLflow run instead of a file")
+    parser.add_argument("--tracking-uri", help="where --run-id is (default: MLFLOW_TRACKING_URI, runs/*/)")
+    parser.add_argument("--output", type=Path, help="folder (default: <storage>/<name>/trained/density-<d>)")
+    given = parser.parse_intermixed_args(arguments)
+
+    source = _source(given)
+    config = commands.absolute(from_document(source))
+    data = commands.located(source, lambda: datasets.load(config.data))
+    weights = commands.check_model(config, source, data.shape, data.classes)
+    output = given.output or _default_output(config)
+    console = commands.console()
+    console.print(
+        f"{config.name}: {config.model.name} with {weights:,} prunable weights on {config.data.name}, "
+        f"density {config.density:g}",
+        highlight=False,
+    )
+    try:
+        result = _run(config, console)
+    except KeyboardInterrupt:
+        again = commands.command_line("train", arguments)
+        console.print(
+            "interrupted; finished stages and the newest epoch checkpoint are kept. To go on:\n  " + again,
+            markup=False,
+            soft_wrap=True,
+            highlight=False,
+        )
+        return commands.EXIT_INTERRUPTED
+    if result.status == "diverged" or result.val_accuracy is None or not result.masks:
+        raise WorkError(f"training ended as {result.status}; there is no network to save")
+    _save(output, config, result, data)
+    run_id = _track(config, result, output)
+
+    console.print(
+        f"{result.status}: validation {100 * result.val_accuracy:.2f} %, "
+        f"test {100 * (result.test_accuracy or 0):.2f} %, {result.nonzero:,} of {weights:,} weights, "
+        f"effective density {result.effective_density:.3g}; {result.epochs_run} epochs trained, "
+        f"{result.epochs_reused} taken from the store",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for path in (output / deploy.files.WEIGHTS, output / "config.yaml", output / "metrics.json"):
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"  mlflow.pyfunc.load_model({str(output / 'mlflow_model')!r})", highlight=False, soft_wrap=True
+    )
+    if run_id:
+        console.print(f"  MLflow run {run_id}", highlight=False)
+    return commands.EXIT_OK
+
+
+def _source(given: argparse.Namespace) -> Document:
+    """The configuration's document: a file's, or a run's."""
+    if given.run_id is None:
+        if given.config is None:
+            raise UserError("command line: a CONFIG file or --run-id is needed")
+        return document.override(document.read(given.config), given.overrides)
+    # With --run-id the first positional argument is an override, too.
+    overrides = ([given.config] if given.config else []) + given.overrides
+    from prunetune.tuning import tracking
+
+    found = tracking.config_of_run(given.run_id, given.tracking_uri, "runs")
+    if found is None:
+        raise UserError(
+            f"command line: --run-id {given.run_id}: no such run of a trial; "
+            "give the server or the sweep's database with --tracking-uri"
+        )
+    text, uri = found
+    return document.override(document.parse(text, f"{uri} run {given.run_id}"), overrides)
+
+
+def _run(config: Config, console: Console) -> PipelineResult:
+    # As many threads as a trial had: another number may add up floats in another order.
+    torch.set_num_threads(max(1, int(config.resources.cpus)))
+
+    def report(**metrics: Any) -> None:
+        mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
+        console.print(
+            f"  {metrics['stage']:<12} epoch {metrics['stage_epoch']:>3}  loss {metrics['train_loss']:.4f}  "
+            f"val {100 * metrics['val_accuracy']:.2f} %{mask}" + ("  (stored)" if metrics["reused"] else ""),
+            highlight=False,
+        )
+
+    return run_pipeline(config, report=report, owner=f"train {config.name}")
+
+
+def _default_output(config: Config) -> Path:
+    folder = Store(config.storage).sub(config.name).local_path(f"trained/density-{config.density:.12g}")
+    return Path(folder) if folder else Path("trained", config.name, f"density-{config.density:.12g}")
+
+
+def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -> None:
+    """The network, its configuration and metrics, and the same network as an MLflow model."""
+    import mlflow.pyfunc
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from prunetune import __version__
+
+    try:
+        deploy.save_model(output, config, result.state, data)
+        (output / "config.yaml").write_text(document.dump(config.tree()), encoding="utf-8")
+        (output / "metrics.json").write_text(json.dumps(result.metrics(), indent=1) + "\n")
+        signature = ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape), "images")]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.classes))]),
+        )
+        final = output / "mlflow_model"
+        with tempfile.TemporaryDirectory(dir=output) as scratch:
+            saved = Path(scratch, "saved")
+            deploy.save_model(saved, config, result.state, data)
+            mlflow.pyfunc.save_model(
+                path=str(Path(scratch, "model")),
+                loader_module="prunetune.deploy.pyfunc",
+                data_path=str(saved),
+                signature=signature,
+                input_example=data.test.images[:2].cpu().numpy(),
+                pip_requirements=[f"prunetune=={__version__}"],
+            )
+            shutil.rmtree(final, ignore_errors=True)
+            Path(scratch, "model").rename(final)
+    except OSError as error:
+        raise UserError(f"--output {output}: cannot be written: {error}") from None
+
+
+def _track(config: Config, result: PipelineResult, output: Path) -> str | None:
+    """A run in MLflow with parameters, results and files; None, with a warning, where MLflow is away."""
+    from prunetune.tuning import tracking
+
+    try:
+        return tracking.log_training(config, result.metrics(), output)
+    except Exception as error:  # the network is trained and saved; its log must not undo that
+        logging.getLogger(__name__).warning("MLflow could not be written: %s", error)
+        return None
+
+
+if __name__ == "__main__":
+    commands.run(main)
