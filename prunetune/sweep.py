@@ -35,7 +35,6 @@ def main(arguments: list[str]) -> int:
     if given.dry_run:
         return _dry_run(template, config, source)
 
-    config = commands.absolute(config)
     data = commands.located(source, lambda: datasets.load(config.data))
     for variant in _variants(template, source):
         commands.check_model(variant, source, data.shape, data.classes)
@@ -71,7 +70,7 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
-                interrupted = runner.run(config, problem, ledger, search, [tracker, view])
+                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view])
     finally:
         records = _fitting(ledger, problem)
         best = results.best_records(records)

@@ -27,7 +27,8 @@ class Progress:
         self._done: list[TrialRecord] = [r for r in search.past if r.density in densities]
         self._before = len(self._done)
         self._running: dict[str, tuple[TrialRecord, dict[str, Any] | None]] = {}
-        self._since = time.monotonic()
+        self._since: float | None = None  # when the first trial was running
+        self._opened = time.monotonic()
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> Progress:
@@ -40,6 +41,7 @@ class Progress:
 
     def started(self, record: TrialRecord) -> None:
         """A trial is running."""
+        self._since = self._since or time.monotonic()
         self._running[record.uid] = (record, None)
 
     def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
@@ -70,7 +72,7 @@ class Progress:
         """Estimated time to the end, from the trials this process has finished."""
         finished = len(self._done) - self._before
         missing = len(self._search) + len(self._running)
-        if not finished or not missing:
+        if self._since is None or not finished or not missing:
             return ""
         return duration((time.monotonic() - self._since) / finished * missing)
 
@@ -110,7 +112,7 @@ class Progress:
         share = f" ({100 * reused / (run + reused):.0f} %)" if run + reused else ""
         left = self._left()
         footer = (
-            f"{duration(time.monotonic() - self._since)} passed"
+            f"{duration(time.monotonic() - self._opened)} passed"
             + (f", about {left} left" if left else "")
             + f"; {run} epochs trained, {reused} saved by reuse{share}"
         )

@@ -30,7 +30,7 @@ from prunetune.errors import UserError
 from prunetune.store import Store
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import PerDensityAsha
-from prunetune.tuning.ledger import Ledger, Problem, TrialRecord, density_name
+from prunetune.tuning.ledger import Problem, TrialRecord, density_name
 from prunetune.tuning.recorder import Listener, Recorder
 from prunetune.tuning.search import RaySearcher, SweepSearch
 from prunetune.tuning.trainable import PipelineTrainable
@@ -39,9 +39,7 @@ _RETRIES = 3
 """A worker may be lost (a spot machine, an out-of-memory kill) this often per trial."""
 
 
-def run(
-    config: Config, problem: Problem, ledger: Ledger, search: SweepSearch, listeners: list[Listener]
-) -> bool:
+def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[Listener]) -> bool:
     """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
 
     Raises WorkError when nothing works, UserError when the machine has not what a trial asks for.
