@@ -135,7 +135,7 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
         (output / "config.yaml").write_text(document.dump(config.tree()), encoding="utf-8")
         (output / "metrics.json").write_text(json.dumps(result.metrics(), indent=1) + "\n")
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape), "images")]),
+            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape))]),
             outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.classes))]),
         )
         final = output / "mlflow_model"

@@ -68,7 +68,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         if reports:
             for listener in self._listeners:
                 listener.epochs(record, reports)
-        if "status" in result:
+        if result.get("status") == "failed":
+            record.status, record.error = "failed", result["error"]
+            self._end(record)
+        elif "status" in result:
             for name in (
                 "status",
                 "val_accuracy",
@@ -88,7 +91,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             self._end(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial raised, or lost its worker, more often than is allowed."""
+        """The trial lost its worker more often than is allowed."""
         record = self._records[trial.trial_id]
         record.status = "failed"
         record.error = _last_failure(trial.error_file)

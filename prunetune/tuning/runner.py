@@ -19,6 +19,7 @@ os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
 os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # propose late: with all that is known
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have no metric
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
@@ -111,12 +112,14 @@ def _ray() -> Iterator[bool]:
     if ray.is_initialized():
         yield False
         return
+    # Not address="auto": that also joins another sweep's own Ray on this machine, and dies with it.
     try:
-        ray.init(address="auto", **options)
-        local = False
-    except ConnectionError:
-        ray.init(address="local", include_dashboard=False, **options)
-        local = True
+        context = ray.init(include_dashboard=False, **options)
+    except (ConnectionError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "the address that `ray start` left")
+        raise UserError(f"Ray at {address} cannot be reached: {error}") from None
+    # A session is named after the process that started it.
+    local = str(context.address_info["session_dir"]).endswith(f"_{os.getpid()}")
     for name in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the recorder
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
 
     `config` has the `uid`, `density` and `number` of a trial; what it is stands in its record in the
     store. A result holds `reports`, the epochs since the last result, and the newest epoch's values beside
-    it; the last result has `status` and what the pipeline found.
+    it; the last result has `status` and what the pipeline found, or `failed` and the `error`.
     """
 
     def setup(self, config: dict[str, Any], sweep: Config, threads: int) -> None:
@@ -59,6 +60,16 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
                 report = next(self._steps)
             except StopIteration as end:
                 return self._final(end.value, reports)
+            except Exception:
+                if not self._healthy():
+                    raise  # Tune tries the trial again, in a new process
+                return {
+                    "status": "failed",
+                    "error": traceback.format_exc(),
+                    "epoch": self._seen,
+                    "reports": reports,
+                    DONE: True,
+                }
             if report["epoch"] <= self._seen:
                 continue  # reported before this trial moved to another worker
             self._seen = report["epoch"]
@@ -99,6 +110,17 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
             device=self._device,
             owner=self._uid,
         )
+
+    def _healthy(self) -> bool:
+        """Whether this process can go on after an exception; a CUDA error may have ended its context."""
+        if self._device == "cpu":
+            return True
+        try:
+            torch.cuda.empty_cache()
+            torch.zeros(1, device=self._device).item()
+        except RuntimeError:
+            return False
+        return True
 
     def _final(self, result: PipelineResult, reports: list[dict[str, Any]]) -> dict[str, Any]:
         metrics = result.metrics()

@@ -1,0 +1,327 @@
+"""Whole sweeps through Ray, MLflow and the commands, as a person runs them: in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import safetensors.torch
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+SWEEP = """
+name: tiny
+seed: 0
+data: {name: digits, batch_size: 64, limit: 400, validation_fraction: 0.2}
+model: {name: mlp, hidden: [16]}
+densities: [0.3, 0.1]
+pre_pruning:
+  epochs: 3
+  optimizer: {name: adam, lr: {choice: [1e-3, 3e-3, 1e-2]}}
+  mask: {choice: [null, {lambda1: 1e-6, lambda2: {loguniform: [1e-5, 1e-3]}}]}
+post_pruning:
+  epochs: 6
+  optimizer: {name: adam, lr: {loguniform: [1e-4, 3e-2]}}
+  soft_skip: {gamma0: {uniform: [0, 0.5]}, horizon: 0.5}
+search: {trials_per_density: 5, max_concurrent: 1}
+"""
+
+NETS = """
+import os, time
+from pathlib import Path
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, input_shape, num_classes, width=16):
+        c, h, w = input_shape
+        super().__init__(nn.Flatten(), nn.Linear(c * h * w, width), nn.ReLU(), nn.Linear(width, num_classes))
+
+class Slow(Net):
+    def forward(self, x):
+        time.sleep(0.02)
+        return super().forward(x)
+
+class DiesOnce(Slow):
+    # The worker is gone, as with an out-of-memory kill, at its 20th training step; only once.
+    steps = 0
+    def __init__(self, input_shape, num_classes, flag):
+        super().__init__(input_shape, num_classes)
+        self.flag = Path(flag)
+    def forward(self, x):
+        type(self).steps += self.training and len(x) > 2
+        if type(self).steps == 20 and not self.flag.exists():
+            self.flag.write_text("")
+            os._exit(1)
+        return super().forward(x)
+
+class Broken(Net):
+    def forward(self, x):
+        if self.training and len(x) > 2:
+            raise RuntimeError("this network cannot be trained")
+        return super().forward(x)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(SWEEP)
+    (tmp_path / "nets.py").write_text(NETS)
+    return tmp_path
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out
+    assert "Traceback" not in out
+    return out
+
+
+def sweep(folder: Path, *overrides: str, code: int = 0) -> str:
+    return finish(start(folder, "prunetune.sweep", "tiny.yaml", *overrides), code)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def records(folder: Path) -> list[dict]:
+    paths = sorted(folder.glob("runs/tiny/trials/*/*.json"))
+    return [json.loads(path.read_text())["body"] for path in paths]
+
+
+def finished(folder: Path) -> list[dict]:
+    return [record for record in records(folder) if record["status"] != "running"]
+
+
+def outcome(folder: Path) -> list[tuple]:
+    """What a sweep found, without what depends on the clock."""
+    names = ("density", "number", "params", "status", "val_accuracy", "test_accuracy", "nonzero")
+    return [tuple(record[name] for name in names) for record in records(folder)]
+
+
+def stored(folder: Path) -> dict[str, int]:
+    """When each finished stage was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("runs/store/stages/*.json")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(SWEEP)
+    (folder / "out.txt").write_text(sweep(folder))
+    return folder
+
+
+def test_a_sweep_leaves_what_the_contract_promises(undisturbed: Path) -> None:
+    run = undisturbed / "runs" / "tiny"
+    frame = pd.read_parquet(run / "results.parquet")
+    assert len(frame) == 10
+    assert set(frame["status"]) <= {"complete", "stopped", "collapsed"}
+    assert {p.name for p in (run / "best").iterdir()} == {"density-0.3.yaml", "density-0.1.yaml"}
+    assert {p.name for p in (run / "report").iterdir()} == {"summary.md", "accuracy.png"}
+    done = frame[frame["status"] == "complete"]
+    assert (done["nonzero"] <= (done["density"] * 1184).astype(int)).all()
+    assert (done["effective_density"] <= done["density"]).all()
+    # Choices make pre-pruning stages repeat: some epochs were not trained again.
+    assert frame["epochs_reused"].sum() > 0
+
+    out = (undisturbed / "out.txt").read_text()
+    assert "Best per density" in out
+    assert f"mlflow ui --backend-store-uri sqlite:///{run}/mlflow.db" in out
+    assert "ray" not in out.lower().replace("array", "")  # no stream of Ray's log lines
+
+    client = MlflowClient(f"sqlite:///{run}/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 11
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert set(frame["mlflow_run_id"]) == {r.info.run_id for r in runs if "density" in r.data.tags}
+
+
+def test_running_it_again_repeats_nothing_and_more_trials_extend_it(undisturbed: Path) -> None:
+    before, stages = outcome(undisturbed), stored(undisturbed)
+    out = sweep(undisturbed)
+    assert "trials to run" not in out
+    assert (outcome(undisturbed), stored(undisturbed)) == (before, stages)
+    out = sweep(undisturbed, "search.trials_per_density=6")
+    assert "2 trials to run, 10 finished before" in out
+    after = outcome(undisturbed)
+    assert len(after) == 12
+    assert [row for row in after if row[1] < 5] == before
+    assert stages.items() <= stored(undisturbed).items()
+
+
+@pytest.mark.parametrize("after", [1, 4])
+def test_a_sweep_killed_half_way_ends_like_an_undisturbed_one(folder: Path, undisturbed, after: int) -> None:
+    process = start(folder, "prunetune.sweep", "tiny.yaml")
+    wait_for(lambda: len(finished(folder)) >= after)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    kept, stages = finished(folder), stored(folder)
+    assert after <= len(kept) < 10
+    sweep(folder)
+    assert outcome(folder) == [row for row in outcome(undisturbed) if row[1] < 5]
+    for record in kept:  # to the second: not run again
+        assert record in records(folder)
+    assert stages.items() <= stored(folder).items()
+    client = MlflowClient(f"sqlite:///{folder}/runs/tiny/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == 11
+    assert {r.info.status for r in runs} == {"FINISHED"}
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(folder: Path) -> None:
+    process = start(folder, "prunetune.sweep", "tiny.yaml", "search.trials_per_density=50")
+    wait_for(lambda: len(finished(folder)) >= 2)
+    os.kill(process.pid, signal.SIGINT)
+    out = finish(process, 130)
+    assert "To go on:\n  python -m prunetune.sweep tiny.yaml search.trials_per_density=50" in out
+    frame = pd.read_parquet(folder / "runs" / "tiny" / "results.parquet")
+    assert 2 <= len(frame) == len(finished(folder)) < 100
+    client = MlflowClient(f"sqlite:///{folder}/runs/tiny/mlflow.db")
+    (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
+    assert "RUNNING" not in {r.info.status for r in client.search_runs([experiment.experiment_id])}
+
+
+def test_a_changed_space_is_said_and_what_fits_is_kept(undisturbed: Path) -> None:
+    fit = [r for r in finished(undisturbed) if r["params"]["post_pruning.optimizer.lr"] >= 1e-3]
+    out = sweep(
+        undisturbed, "post_pruning.optimizer.lr={loguniform: [1e-3, 3e-2]}", "search.trials_per_density=1"
+    )
+    assert "the search space of tiny has changed since the last run" in out
+    assert "post_pruning.optimizer.lr: was loguniform [0.0001, 0.03], is now loguniform [0.001, 0.03]" in out
+    frame = pd.read_parquet(undisturbed / "runs" / "tiny" / "results.parquet")
+    assert len(frame) == len(fit) + 2
+
+
+def test_a_users_own_network_and_a_worker_that_dies(folder: Path) -> None:
+    """The trial goes on in another worker, from the store, and its result is that of an undisturbed one."""
+    overrides = [
+        "densities=[0.3]",
+        "search.trials_per_density=1",
+        "pre_pruning.mask=null",
+        "pre_pruning.optimizer.lr=1e-3",
+        "post_pruning.optimizer.lr=1e-2",
+    ]
+    sweep(folder, f"model={{name: 'nets:DiesOnce', flag: {folder / 'died'}}}", *overrides)
+    assert (folder / "died").exists()
+    (died,) = records(folder)
+    assert died["status"] == "complete"
+    assert [m["epoch"] for m in died["curve"]] == list(range(1, 10))
+    # The same again with the flag set from the start: nothing dies, nothing is shared but the code.
+    sweep(folder, f"model={{name: 'nets:DiesOnce', flag: {folder / 'died'}}}", "storage=calm", *overrides)
+    (path,) = folder.glob("calm/tiny/trials/*/*.json")
+    calm = json.loads(path.read_text())["body"]
+    assert died["val_accuracy"] == calm["val_accuracy"]
+    assert [m["val_accuracy"] for m in died["curve"]] == [m["val_accuracy"] for m in calm["curve"]]
+
+
+def test_a_network_that_cannot_be_trained_ends_the_sweep_with_its_error(folder: Path) -> None:
+    process = start(folder, "prunetune.sweep", "tiny.yaml", "model={name: 'nets:Broken'}")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert "the first 3 trials failed" in out
+    assert "RuntimeError: this network cannot be trained" in out
+    assert {record["status"] for record in finished(folder)} == {"failed"}
+
+
+def test_diverged_and_collapsed_trials_are_results_and_the_sweep_goes_on(folder: Path) -> None:
+    out = sweep(
+        folder,
+        "pre_pruning={epochs: 1, optimizer: {name: sgd, lr: {choice: [1e30, 0.1]}}, "
+        "mask: {choice: [null, {lambda1: 0, lambda2: 100.0, initial: 0.05}]}}",
+        "post_pruning={epochs: 3, optimizer: {name: adam, lr: 1e-2}}",
+        "densities=[0.3]",
+        "search.trials_per_density=9",
+    )
+    statuses = {
+        (r["params"]["pre_pruning.optimizer.lr"], r["params"]["pre_pruning.mask"]): r["status"]
+        for r in records(folder)
+    }
+    assert len(statuses) == 4  # the whole of a finite space, each point once
+    assert statuses[0.1, None] in ("complete", "stopped")
+    assert statuses[1e30, None] == "diverged"
+    assert statuses[0.1, "on"] == "collapsed"
+    assert "1 collapsed" in out
+
+
+def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path) -> None:
+    best = undisturbed / "runs" / "tiny" / "best" / "density-0.1.yaml"
+    out = finish(start(undisturbed, "prunetune.train", "runs/tiny/best/density-0.1.yaml"))
+    record = min(
+        (r for r in finished(undisturbed) if r["density"] == 0.1 and r["status"] == "complete"),
+        key=lambda r: (-r["val_accuracy"], r["number"]),
+    )
+    assert f"validation {100 * record['val_accuracy']:.2f} %" in out
+    assert "0 epochs trained, 9 taken from the store" in out
+
+    saved = undisturbed / "runs" / "tiny" / "trained" / "density-0.1"
+    metrics = json.loads((saved / "metrics.json").read_text())
+    assert metrics["test_accuracy"] == record["test_accuracy"]
+    weights = safetensors.torch.load_file(saved / "model.safetensors")
+    nonzero = sum(int(t.count_nonzero()) for name, t in weights.items() if t.dim() == 2)
+    assert nonzero == metrics["nonzero"] <= int(0.1 * 1184)
+
+    import mlflow
+
+    from prunetune import data
+    from prunetune.config import load
+
+    model = mlflow.pyfunc.load_model(str(saved / "mlflow_model"))
+    test = data.load(load(str(best)).data).test
+    probabilities = model.predict(test.images.numpy())
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    assert (probabilities.argmax(1) == test.labels.numpy()).mean() == pytest.approx(metrics["test_accuracy"])
+
+    frame = pd.read_parquet(undisturbed / "runs" / "tiny" / "results.parquet")
+    run_id = frame[(frame["density"] == 0.1) & (frame["trial"] == record["number"])]["mlflow_run_id"].item()
+    again = finish(start(undisturbed, "prunetune.train", "--run-id", run_id, "--output", "by-run"))
+    assert f"validation {100 * record['val_accuracy']:.2f} %" in again
+    other = safetensors.torch.load_file(undisturbed / "by-run" / "model.safetensors")
+    assert all(other[name].equal(tensor) for name, tensor in weights.items())
+
+
+def test_training_goes_on_after_ctrl_c_and_kill(folder: Path) -> None:
+    (folder / "train.yaml").write_text(
+        "name: slow\ndata: {name: digits, batch_size: 64, limit: 400}\nmodel: {name: 'nets:Slow'}\n"
+        "densities: [0.2]\n"
+        "pre_pruning: {epochs: 4, optimizer: {name: adam, lr: 3e-3}}\n"
+        "post_pruning: {epochs: 20, optimizer: {name: adam, lr: 3e-3}}\n"
+    )
+    process = start(folder, "prunetune.train", "train.yaml")
+    wait_for(lambda: list(folder.glob("runs/store/stages/*.json")))
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGINT)
+    assert "To go on:\n  python -m prunetune.train train.yaml" in finish(process, 130)
+    out = finish(start(folder, "prunetune.train", "train.yaml"))
+    assert "pre_pruning  epoch   4" in out
+    first = safetensors.torch.load_file(folder / "runs/slow/trained/density-0.2/model.safetensors")
+    finish(start(folder, "prunetune.train", "train.yaml", "storage=calm"))
+    calm = safetensors.torch.load_file(folder / "calm/slow/trained/density-0.2/model.safetensors")
+    assert all(calm[name].equal(tensor) for name, tensor in first.items())

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from tuning.conftest import finish, make_sweep
+
+from prunetune.config import canonical
+from prunetune.errors import UserError
+from prunetune.store import Store
+from prunetune.tuning.ledger import Ledger, exclusive, trial_config
+from prunetune.tuning.search import SweepSearch
+
+
+def one_record(folder: Path, *overrides: str):
+    config, problem, ledger = make_sweep(folder, *overrides)
+    record = SweepSearch(config, problem, ledger).next()
+    assert record is not None
+    return config, problem, ledger, record
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    _, _, ledger, record = one_record(tmp_path)
+    ledger.publish(finish(record, 0.5, "stopped"))
+    assert Ledger(ledger._store).records() == [record]
+
+
+def test_a_damaged_record_is_set_aside_and_its_number_used_again(tmp_path: Path) -> None:
+    _, _, ledger, _ = one_record(tmp_path)
+    path = tmp_path / "small" / "trials" / "density-0.1" / "00000.json"
+    path.write_text(path.read_text().replace("running", "comp1ete"))
+    again = Ledger(ledger._store)
+    assert again.records() == []
+    assert again.next_number(0.1) == 0
+    assert list((tmp_path / "small" / "damaged").iterdir())
+
+
+def test_moving_the_data_or_the_budget_of_the_search_is_not_another_problem(tmp_path: Path) -> None:
+    _, problem, _ = make_sweep(tmp_path)
+    _, moved, _ = make_sweep(
+        tmp_path,
+        "data.root=/elsewhere",
+        "search.trials_per_density=99",
+        "resources.cpus=2",
+        "densities=[0.5]",
+    )
+    assert moved.hash == problem.hash
+    assert moved.changes(problem.described) == []
+
+
+def test_a_change_of_the_space_is_named_with_what_it_was(tmp_path: Path) -> None:
+    _, problem, _ = make_sweep(tmp_path)
+    _, changed, _ = make_sweep(tmp_path, "pre_pruning.optimizer.lr=0.01", "post_pruning.epochs=5")
+    assert changed.hash != problem.hash
+    assert changed.changes(problem.described) == [
+        "post_pruning.epochs: was 9, is now 5",
+        "pre_pruning.optimizer.lr: was loguniform [0.0001, 0.1], is now 0.01",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "fits"),
+    [
+        ("pre_pruning.optimizer.lr={loguniform: [1e-5, 1.0]}", True),  # wider
+        ("pre_pruning.optimizer.lr={loguniform: [0.5, 1.0]}", False),  # elsewhere
+        ("post_pruning.epochs=5", False),  # another computation
+        ("post_pruning.label_smoothing.horizon={uniform: [0.5, 1.0]}", True),  # the default was 1.0
+        ("post_pruning.label_smoothing.horizon={uniform: [0.1, 0.5]}", False),
+        ("seed=8", False),
+        ("data.root=/elsewhere", True),
+    ],
+)
+def test_a_record_fits_a_space_exactly_when_the_space_contains_it(tmp_path: Path, override, fits) -> None:
+    _, _, _, record = one_record(tmp_path)
+    _, changed, _ = make_sweep(tmp_path, override)
+    params = changed.fit(record)
+    assert (params is not None) == fits
+    if params is not None:
+        assert params["pre_pruning.optimizer.lr"] == record.params["pre_pruning.optimizer.lr"]
+
+
+def test_a_trial_runs_what_was_proposed_with_todays_paths(tmp_path: Path) -> None:
+    _, _, _, record = one_record(tmp_path, "data.root=/old")
+    today, _, _ = make_sweep(tmp_path, "data.root=/new", "resources.cpus=2")
+    config = trial_config(record, today)
+    assert (config.data.root, config.resources.cpus, config.density) == ("/new", 2, record.density)
+    assert config.pre_pruning is not None
+    assert canonical(config.pre_pruning)["optimizer"]["lr"] == record.params["pre_pruning.optimizer.lr"]
+
+
+def test_a_second_driver_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
+    code = textwrap.dedent(
+        f"""
+        import sys
+        from prunetune.store import Store
+        from prunetune.tuning.ledger import exclusive
+        with exclusive(Store({str(tmp_path)!r})):
+            print("held", flush=True)
+            sys.stdin.readline()
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=rf"another process \(pid {other.pid}\) runs this sweep"),
+            exclusive(Store(str(tmp_path))),
+        ):
+            pass
+        other.communicate("\n")
+    with exclusive(Store(str(tmp_path))):  # and free again
+        pass

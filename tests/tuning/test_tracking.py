@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from mlflow import MlflowClient
+from tuning.conftest import finish, make_sweep
+
+from prunetune import document
+from prunetune.config import from_document
+from prunetune.tuning import tracking
+from prunetune.tuning.ledger import TrialRecord
+from prunetune.tuning.search import SweepSearch
+
+
+def trials(folder: Path, count: int = 2) -> tuple:
+    config, problem, ledger = make_sweep(folder)
+    search = SweepSearch(config, problem, ledger)
+    records = [search.next() for _ in range(count)]
+    return config, [record for record in records if record is not None]
+
+
+def runs(place: tracking.Place) -> tuple[list, list]:
+    """(parents, trials) in MLflow."""
+    client = MlflowClient(place.uri)
+    experiment = client.get_experiment_by_name(place.experiment)
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    return parents, [run for run in found if run not in parents]
+
+
+def log(tracker: tracking.Tracker, record: TrialRecord, value: float = 0.5) -> None:
+    tracker.started(record)
+    finish(record, value)
+    tracker.epochs(record, record.curve)
+    tracker.ended(record)
+
+
+def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
+    config, (first, second) = trials(tmp_path)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], set())
+    log(tracker, first, 0.6)
+    log(tracker, second, 0.3)
+    tracker.finish("finished", {"best": 0.6}, {"best/x.yaml": "a: 1"})
+    assert tracker.close() == 0
+
+    (parent,), children = runs(place)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics == {"best": 0.6}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    run = next(run for run in children if run.info.run_id == tracker.run_ids[first.uid])
+    assert run.info.status == "FINISHED"
+    tags = run.data.tags
+    assert (tags["density"], tags["stage"], tags["status"], tags["trial"], tags["config_hash"]) == (
+        "0.1",
+        "post_pruning",
+        "complete",
+        "0",
+        first.config_hash,
+    )
+    assert run.data.params["pre_pruning.optimizer.lr"] == str(first.params["pre_pruning.optimizer.lr"])
+    history = MlflowClient(place.uri).get_metric_history(run.info.run_id, "val_accuracy")
+    assert [(m.step, m.value) for m in history] == [(m["epoch"], m["val_accuracy"]) for m in first.curve]
+    assert run.data.metrics["test_accuracy"] == 0.6
+
+
+def test_the_configuration_of_a_run_can_be_read_back(tmp_path: Path) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], set())
+    log(tracker, record)
+    tracker.close()
+    found = tracking.config_of_run(tracker.run_ids[record.uid], place.uri, "runs")
+    assert found is not None
+    read = from_document(document.parse(found[0], "run"))
+    assert read.density == record.density
+    assert read.pre_pruning is not None
+    assert read.pre_pruning.optimizer.lr == record.params["pre_pruning.optimizer.lr"]
+    assert tracking.config_of_run("0" * 32, place.uri, "runs") is None
+
+
+def test_a_driver_that_died_leaves_no_second_run_and_none_running(tmp_path: Path) -> None:
+    config, (going_on, gone) = trials(tmp_path)
+    place = tracking.place(config)
+    died = tracking.Tracker(place, "id", "small")
+    died.begin(config, [], set())
+    for record in (going_on, gone):
+        died.started(record)
+        died.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "val_accuracy": 0.1}])
+    died.close()  # writes, but ends no run: as if killed just after
+
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], {going_on.uid})
+    tracker.started(going_on)
+    tracker.epochs(going_on, [{"epoch": e, "stage": "pre_pruning", "val_accuracy": e / 10} for e in (1, 2)])
+    finish(going_on, 0.5)
+    tracker.ended(going_on)
+    tracker.finish("finished", {}, {})
+    tracker.close()
+    parents, children = runs(place)
+    assert len(parents) == 1
+    assert {run.info.run_id: run.info.status for run in children} == {
+        tracker.run_ids[going_on.uid]: "FINISHED",
+        tracker.run_ids[gone.uid]: "KILLED",
+    }
+    history = MlflowClient(place.uri).get_metric_history(tracker.run_ids[going_on.uid], "val_accuracy")
+    assert [m.step for m in history] == [1, 2]  # epoch 1 was there already
+
+
+def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
+    config, records = trials(tmp_path)
+    for record in records:
+        finish(record, 0.5)
+    place = tracking.place(config)
+    for _ in range(2):  # and a second time changes nothing
+        tracker = tracking.Tracker(place, "id", "small")
+        tracker.begin(config, records, set())
+        tracker.finish("finished", {}, {})
+        assert tracker.close() == 0
+        parents, children = runs(place)
+        assert len(parents) == 1
+        assert sorted(run.data.metrics["final_val_accuracy"] for run in children) == [0.5, 0.5]
+        for run in children:
+            history = MlflowClient(place.uri).get_metric_history(run.info.run_id, "val_accuracy")
+            assert [m.step for m in history] == [1, 2, 3]
+
+
+def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], set())
+    tracker.started(record)
+    tracker.finish("interrupted", {}, {})
+    tracker.close()
+    (parent,), (child,) = runs(place)
+    assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
+
+
+def test_a_server_that_is_away_for_a_while_gets_everything_later(tmp_path: Path, monkeypatch) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    back = threading.Event()
+    real = tracking.MlflowClient.log_batch
+
+    def log_batch(self, *args, **kwargs):
+        if not back.is_set():
+            raise requests.ConnectionError("away")
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(tracking.MlflowClient, "log_batch", log_batch)
+    tracker.begin(config, [], set())
+    since = time.monotonic()
+    log(tracker, record)
+    assert time.monotonic() - since < 1  # the sweep does not wait
+    time.sleep(1.2)
+    back.set()
+    tracker.finish("finished", {}, {})
+    assert tracker.close() == 0
+    _, (child,) = runs(place)
+    assert child.data.metrics["val_accuracy"] == 0.5
+
+
+def test_a_server_that_stays_away_is_given_up_at_the_end_and_counted(tmp_path: Path, monkeypatch) -> None:
+    config, (record,) = trials(tmp_path, 1)
+
+    def refuse(*args, **kwargs):
+        raise requests.ConnectionError("away")
+
+    monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
+    tracker = tracking.Tracker(tracking.place(config), "id", "small", attempts_at_end=0.2)
+    tracker.begin(config, [], set())
+    log(tracker, record)
+    assert tracker.close() == 4
+
+
+def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path, monkeypatch) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], set())
+    tracker.started(record)
+    tracker.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "no such/\x00name": 1.0}])
+    finish(record, 0.5)
+    tracker.ended(record)
+    assert tracker.close() == 1
+    _, (child,) = runs(place)
+    assert child.info.status == "FINISHED"
+
+
+def test_the_default_database_has_an_absolute_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config, _, _ = make_sweep(Path("relative"))
+    place = tracking.place(config)
+    assert place.uri == f"sqlite:///{tmp_path}/relative/small/mlflow.db"
+    assert place.artifacts == (tmp_path / "relative/small/mlartifacts").as_uri()
+
+
+@pytest.mark.parametrize("uri", ["http://server:5000", "sqlite:////srv/mlflow.db"])
+def test_a_configured_server_is_used_as_it_is(tmp_path: Path, uri: str) -> None:
+    config, _, _ = make_sweep(tmp_path, f"tracking={{uri: '{uri}', experiment: team}}")
+    assert tracking.place(config) == tracking.Place(uri, "team", None)
