@@ -26,7 +26,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
-"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised, or lost its workers."""
+"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost its workers."""
 
 FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 """What is not tried again when the same command runs again."""
