@@ -126,6 +126,23 @@ def parameters(template: Mapping[str, Any], active: Active) -> dict[str, Distrib
     return found
 
 
+def leaves(template: Any, name: str = "") -> dict[str, Any]:
+    """Every value and distribution by the name that parameters have, those inside options of choices too.
+
+    >>> leaves({"a": Choice((None, {"b": 1, "c": Int(1, 2)}), (None, "on"))})["a[on].b"]
+    1
+    """
+    if isinstance(template, Mapping):
+        children = [leaves(child, _join(name, str(field))) for field, child in template.items()]
+        return {key: value for child in children for key, value in child.items()}
+    found = {name: template}
+    if isinstance(template, Choice):
+        for label, option in zip(template.labels, template.options, strict=True):
+            if isinstance(option, Mapping):
+                found.update(leaves(option, f"{name}[{label}]"))
+    return found
+
+
 def assignments(
     template: Mapping[str, Any], active: Active, found: dict[str, Distribution] | None = None
 ) -> Iterator[dict[str, Any]]:

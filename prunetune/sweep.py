@@ -175,7 +175,7 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
     console.print(table, markup=False)
     fixed = {
         key: value
-        for key, value in space.flatten(template).items()
+        for key, value in space.leaves(template).items()
         if not isinstance(value, space.Distribution)
     }
     values = Table(title="fixed", title_justify="left")

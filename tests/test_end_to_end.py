@@ -152,6 +152,7 @@ def test_a_sweep_leaves_what_the_contract_promises(undisturbed: Path) -> None:
 
     out = (undisturbed / "out.txt").read_text()
     assert "Best per density" in out
+    assert not list((undisturbed / "runs" / "store" / "checkpoints").glob("*"))  # of stopped trials neither
     assert f"mlflow ui --backend-store-uri sqlite:///{run}/mlflow.db" in out
     assert "ray" not in out.lower().replace("array", "")  # no stream of Ray's log lines
 

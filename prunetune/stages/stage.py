@@ -16,9 +16,9 @@ from prunetune.store import Artefact, Store
 from prunetune.training import DivergedError, EpochCheckpoint, Learner, Metrics
 
 Report = dict[str, Any]
-"""Of one epoch: `stage`, `stage_epoch` (from 1), `reused`, and the metrics. `checkpointed` says that the
-epoch is in the store. A reused epoch was not computed by this trial but is reported all the same, so that
-curves are whole wherever they go."""
+"""Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `reused`, and the metrics. `checkpointed` says
+that the epoch is in the store. A reused epoch was not computed by this trial but is reported all the same,
+so that curves are whole wherever they go."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def train_stage(
     """
     saved = context.store.load("stages", key)
     if saved is not None:
-        for report in _replay(name, saved.meta["curve"], reused=saved.meta["owner"] != context.owner):
+        for report in _replay(name, key, saved.meta["curve"], reused=saved.meta["owner"] != context.owner):
             yield report
         return saved
 
@@ -62,7 +62,7 @@ def train_stage(
     reused = checkpoint.owner_of() not in (None, context.owner)
     curve: list[Metrics] = checkpoint.load(learner)
     first = len(curve)
-    for report in _replay(name, curve, reused=reused):
+    for report in _replay(name, key, curve, reused=reused):
         yield report
     try:
         for metrics in training.epochs(
@@ -79,6 +79,7 @@ def train_stage(
             written = len(curve) < total and checkpoint.save(learner, curve)
             yield {
                 "stage": name,
+                "key": key,
                 "stage_epoch": len(curve),
                 "reused": False,
                 "checkpointed": written,
@@ -105,8 +106,8 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def _replay(name: str, curve: list[Metrics], *, reused: bool) -> list[Report]:
+def _replay(name: str, key: str, curve: list[Metrics], *, reused: bool) -> list[Report]:
     return [
-        {"stage": name, "stage_epoch": epoch, "reused": reused, "checkpointed": False, **metrics}
+        {"stage": name, "key": key, "stage_epoch": epoch, "reused": reused, "checkpointed": False, **metrics}
         for epoch, metrics in enumerate(curve, start=1)
     ]

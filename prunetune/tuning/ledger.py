@@ -26,7 +26,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
-"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost its workers."""
+"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost workers."""
 
 FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 """What is not tried again when the same command runs again."""
@@ -117,10 +117,9 @@ class Problem:
         """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
-            for key, value in space.flatten({key: template.get(key) for key in SEARCHABLE}).items()
-            if key != "data.root"
+            for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
+            if key != "data.root" and value is not None
         }
-        described = {key: text for key, text in described.items() if text != "None"}
         return cls(template, digest(_plain(template)), described)
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:

@@ -88,6 +88,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             record.val_accuracy = result["val_accuracy"]
             record.epochs_reused = sum(report["reused"] for report in record.curve)
             record.epochs_run = len(record.curve) - record.epochs_reused
+            self._store.delete("checkpoints", result["key"])  # nobody will go on from it
             self._end(record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -132,4 +133,4 @@ def _last_failure(error_file: str | None) -> str:
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("stage_epoch", "checkpointed")}
+    return {key: value for key, value in report.items() if key not in ("stage_epoch", "checkpointed", "key")}

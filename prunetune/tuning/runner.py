@@ -76,6 +76,7 @@ def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[L
                     # Holds references into the store only; on a cluster every node must reach it.
                     storage_path=scratch or Store(config.storage).sub(config.name).path(""),
                     callbacks=[recorder],
+                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                     failure_config=tune.FailureConfig(max_failures=_RETRIES),
                     stop=_StopAll(lambda: interrupted.is_set() or recorder.hopeless),
                     verbose=0,

@@ -53,10 +53,16 @@ def test_moving_the_data_or_the_budget_of_the_search_is_not_another_problem(tmp_
 
 def test_a_change_of_the_space_is_named_with_what_it_was(tmp_path: Path) -> None:
     _, problem, _ = make_sweep(tmp_path)
-    _, changed, _ = make_sweep(tmp_path, "pre_pruning.optimizer.lr=0.01", "post_pruning.epochs=5")
+    _, changed, _ = make_sweep(
+        tmp_path,
+        "pre_pruning.optimizer.lr=0.01",
+        "post_pruning.epochs=5",
+        "pre_pruning.mask={choice: [null, {lambda1: 0.0, lambda2: 1e-3}]}",
+    )
     assert changed.hash != problem.hash
     assert changed.changes(problem.described) == [
         "post_pruning.epochs: was 9, is now 5",
+        "pre_pruning.mask[on].lambda2: was loguniform [1e-05, 0.01], is now 0.001",
         "pre_pruning.optimizer.lr: was loguniform [0.0001, 0.1], is now 0.01",
     ]
 
