@@ -52,7 +52,7 @@ class DataConfig(Section):
     batch_size: int = Field(128, ge=1)
     validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images")
     split_seed: int = Field(0, ge=0, description="draws the validation images")
-    limit: int | None = Field(None, ge=1, description="use at most this many training (and test) images")
+    limit: int | None = Field(None, ge=2, description="use at most this many training (and test) images")
     image_size: int | None = Field(None, ge=1, description="resize to a square (parquet, image_folder)")
     augmentation: AugmentationConfig | None = None
 
@@ -330,6 +330,13 @@ def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
         return True
 
 
+_OFF_WHEN: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "label_smoothing": lambda section: section["alpha0"] == 0,
+    "soft_skip": lambda section: section["gamma0"] == 0,
+}
+"""Sections that compute the same as null."""
+
+
 def canonical(section: BaseModel | None) -> Any:
     """A section as plain data in which what does not count has its default."""
     if section is None:
@@ -343,7 +350,8 @@ def _canonical(data: dict[str, Any], section: BaseModel, key: str = "") -> dict[
         dotted = f"{key}.{field}" if key else field
         child = getattr(section, field)
         if isinstance(child, BaseModel):
-            data[field] = _canonical(value, child, dotted)
+            off = field in _OFF_WHEN and _OFF_WHEN[field](value)
+            data[field] = None if off else _canonical(value, child, dotted)
         elif not is_active(dotted, data):
             data[field] = type(section).model_fields[field].default
     return data

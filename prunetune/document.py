@@ -45,11 +45,8 @@ class _Loader(yaml.SafeLoader):
     """SafeLoader which reads YAML 1.2's floats (`1e-3`)."""
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
+_Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 def parse(text: str, source: str) -> Document:
@@ -57,7 +54,10 @@ def parse(text: str, source: str) -> Document:
 
     Raises ConfigError for what is not YAML, has a key twice, or is not a mapping.
     """
-    loader = _Loader(text)
+    try:
+        loader = _Loader(text)
+    except yaml.YAMLError as error:  # a character that YAML does not allow
+        raise UserError(f"{source}: not valid YAML: {error}") from None
     try:
         node = loader.get_single_node()
         if node is None:
@@ -70,8 +70,10 @@ def parse(text: str, source: str) -> Document:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark else 1
         raise UserError(f"{source}:{line}: not valid YAML: {error.problem}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date that does not exist
         raise UserError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{source}: an alias (*name) stands inside its own anchor (&name)") from None
     finally:
         loader.dispose()
     return Document(source, tree, places)
@@ -106,9 +108,8 @@ def override(document: Document, assignments: Iterable[str]) -> Document:
         if not equals or not all(parts):
             raise UserError(f"command line: {assignment!r}: expected dotted.key=value")
         try:
-            loader = _Loader(text)
-            value = loader.get_single_data()
-        except yaml.YAMLError:
+            value = _Loader(text).get_single_data()
+        except (yaml.YAMLError, ValueError):
             raise UserError(f"command line: {assignment!r}: the value is not valid YAML") from None
         parent = tree
         for depth, part in enumerate(parts[:-1], start=1):
@@ -117,7 +118,8 @@ def override(document: Document, assignments: Iterable[str]) -> Document:
             child = parent[part]
             if not isinstance(child, dict):
                 parent_key = ".".join(parts[:depth])
-                raise document.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
+                so_far = Document(document.source, tree, places)
+                raise so_far.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
             parent = child
         parent[parts[-1]] = value
         dotted = ".".join(parts)
@@ -145,6 +147,7 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(float, _float)
+_Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))  # so that the text "1e3" is quoted
 
 
 def _places(node: yaml.Node, prefix: str, source: str) -> Iterator[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -72,7 +73,7 @@ class PipelineResult:
 
 
 def run_pipeline(
-    config: Config | str | Mapping[str, Any],
+    config: Config | str | Path | Mapping[str, Any],
     *,
     report: Callable[..., None] | None = None,
     store: Store | None = None,
@@ -85,8 +86,8 @@ def run_pipeline(
     `report(**metrics)` is called after every epoch. The device is the first GPU if there is one, else the
     CPU; the store is the one of `config.storage`. Raises UserError for a wrong configuration or data.
     """
-    if isinstance(config, str):
-        config = configuration.load(config)
+    if isinstance(config, str | Path):
+        config = configuration.load(str(config))
     elif isinstance(config, Mapping):
         config = configuration.from_document(Document("configuration", dict(config)))
     steps = run(

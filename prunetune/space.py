@@ -8,7 +8,7 @@ same walk serves Optuna's sampling, the check of a space against the schema, and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -256,9 +256,9 @@ def _enumerate(
     if isinstance(distribution, Uniform):
         if distribution.low != distribution.high:
             raise _InfiniteError
-        values: tuple[Any, ...] = (distribution.low,)
+        values: Sequence[Any] = (distribution.low,)
     elif isinstance(distribution, Int):
-        values = tuple(range(distribution.low, distribution.high + 1))
+        values = range(distribution.low, distribution.high + 1)
     else:
         values = distribution.labels
     for value in values:
@@ -278,7 +278,7 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
         values: dict[str, Any] = {}
         later: list[str] = []
         for field, child in node.items():
-            if isinstance(child, Distribution) and not active(_join(key, field), values):
+            if _is_open(child) and not active(_join(key, field), values):
                 later.append(field)
             else:
                 values[field] = _resolve(child, _join(key, field), _join(name, field), suggest, active)
@@ -374,13 +374,19 @@ def _labels(options: tuple[Any, ...]) -> tuple[Any, ...]:
     for index, option in enumerate(options):
         if isinstance(option, dict):
             name = option.get("name")
-            label: Any = name if isinstance(name, str) else "on" if mappings == 1 else f"option {index}"
+            usable = isinstance(name, str) and name not in labels
+            label: Any = name if usable else "on" if mappings == 1 else f"option {index}"
         elif isinstance(option, list):
             label = str(option)
         else:
             label = option
         labels.append(label)
     return tuple(labels)
+
+
+def _is_open(node: Any) -> bool:
+    """Whether there is a distribution in it, other than in a mapping with conditions of its own."""
+    return isinstance(node, Distribution) or (isinstance(node, list) and any(map(_is_open, node)))
 
 
 def _join(prefix: str, field: str) -> str:

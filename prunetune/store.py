@@ -5,10 +5,11 @@ An artefact is two files: a blob of tensors (safetensors, named by the SHA-256 o
 atomic step, a rename on a local disk, one PUT on an object store, and what a crash leaves behind is an
 unreferenced blob. Everything read is checked against its checksum; what does not match is set aside.
 
-    <root>/stages/<key>.json          finished stages
-    <root>/checkpoints/<key>.json     the newest epoch of a stage under way
-    <root>/objects/<sha256>           blobs
-    <root>/damaged/                   entries whose checksum failed
+    <root>/stages/<key>.json              finished stages
+    <root>/objects/<sha256>               their blobs; equal content is kept once
+    <root>/checkpoints/<key>.json         the newest epoch of a stage under way
+    <root>/checkpoints/<key>.<sha256>     its blob, which goes when the next one is there
+    <root>/damaged/                       entries whose checksum failed
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Store:
                 self._fs, path = pafs.FileSystem.from_uri(root)
                 self._root = path.rstrip("/")
             else:
-                self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(root)
+                self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
         except (ValueError, OSError) as error:
             raise UserError(f"storage = {root!r}: not a usable location: {error}") from None
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
@@ -84,11 +85,10 @@ class Store:
         )
         sha = hashlib.sha256(blob).hexdigest()
         replaced = self._manifest(kind, key)
-        if self._size(f"objects/{sha}") != len(blob):
-            self._write(f"objects/{sha}", blob)
+        self._write(_blob_name(kind, key, sha), blob)
         self.write_record(f"{kind}/{key}", {"blob": sha, "bytes": len(blob), "meta": meta})
-        if kind == "checkpoints" and replaced is not None and replaced.get("blob") != sha:
-            self._delete(f"objects/{replaced['blob']}")
+        if kind == "checkpoints" and replaced is not None and replaced["blob"] != sha:
+            self._delete(_blob_name(kind, key, replaced["blob"]))
 
     def load(self, kind: Kind, key: str) -> Artefact | None:
         """The artefact under `key`, or None where there is none that is whole.
@@ -96,15 +96,19 @@ class Store:
         A damaged one is reported, moved to `damaged/`, and from then on as if it had never been.
         """
         manifest = self._manifest(kind, key)
-        if manifest is None:
-            return None
-        blob = self._read(f"objects/{manifest['blob']}")
-        if blob is None or hashlib.sha256(blob).hexdigest() != manifest["blob"]:
-            self._set_aside(f"{kind}/{key}.json", f"its blob {manifest['blob']} is missing or damaged")
-            if blob is not None:
-                self._set_aside(f"objects/{manifest['blob']}", "its checksum does not match")
-            return None
-        return Artefact(safetensors.torch.load(blob), manifest["meta"])
+        while manifest is not None:
+            name = _blob_name(kind, key, manifest["blob"])
+            blob = self._read(name)
+            if blob is not None and hashlib.sha256(blob).hexdigest() == manifest["blob"]:
+                return Artefact(safetensors.torch.load(blob), manifest["meta"])
+            newer = self._manifest(kind, key)
+            if newer == manifest:
+                self._set_aside(f"{kind}/{key}.json", f"its blob {name} is missing or damaged")
+                if blob is not None:
+                    self._set_aside(name, "its checksum does not match")
+                return None
+            manifest = newer  # another writer has replaced it, and its blob, in between
+        return None
 
     def has(self, kind: Kind, key: str) -> bool:
         """Whether a manifest is there; `load` may still find its blob damaged."""
@@ -116,7 +120,7 @@ class Store:
         if manifest is not None:
             self._delete(f"{kind}/{key}.json")
             if kind == "checkpoints":
-                self._delete(f"objects/{manifest['blob']}")
+                self._delete(_blob_name(kind, key, manifest["blob"]))
 
     def write_record(self, name: str, body: Any) -> None:
         """Publish plain data as `<name>.json`, atomically and with its checksum."""
@@ -188,7 +192,7 @@ class Store:
         try:
             with self._fs.open_input_file(f"{self._root}/{name}") as stream:
                 return bytes(stream.read())
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     def _write(self, name: str, content: bytes) -> None:
@@ -218,3 +222,8 @@ class Store:
         self._fs.create_dir(f"{self._root}/damaged", recursive=True)
         with contextlib.suppress(FileNotFoundError):  # another reader was faster
             self._fs.move(f"{self._root}/{name}", aside)
+
+
+def _blob_name(kind: Kind, key: str, sha: str) -> str:
+    """Stages' blobs are shared by content; a checkpoint's is its own, so that deleting it harms nobody."""
+    return f"objects/{sha}" if kind == "stages" else f"checkpoints/{key}.{sha}"

@@ -27,6 +27,9 @@ from prunetune.store import Store
 
 Metrics = dict[str, float]
 
+Curve = list[dict[str, Any]]
+"""By epoch: its metrics, and as `owner` the trial that computed it."""
+
 
 class Constraint(Protocol):
     """What happens to the weights around a step, beside the optimizer."""
@@ -228,14 +231,13 @@ class EpochCheckpoint:
 
     store: Store
     key: str
-    owner: str
     interval: float = 15.0
 
     def __post_init__(self) -> None:
         self._last = time.monotonic()
 
-    def load(self, learner: Learner) -> list[Metrics]:
-        """Bring the learner to where the checkpoint is; the metrics of the epochs done, [] for none."""
+    def load(self, learner: Learner) -> Curve:
+        """Bring the learner to where the checkpoint is; the curve so far, [] for none."""
         found = self.store.load("checkpoints", self.key)
         if found is None:
             return []
@@ -244,15 +246,10 @@ class EpochCheckpoint:
                 tensor.copy_(found.tensors[name])
         for index, optimizer in enumerate(learner.optimizers):
             _restore_optimizer(optimizer, f"optimizer{index}.", found.tensors)
-        curve: list[Metrics] = found.meta["curve"]
+        curve: Curve = found.meta["curve"]
         return curve
 
-    def owner_of(self) -> str | None:
-        """Which trial wrote the checkpoint that is there."""
-        found = self.store.read_record(f"checkpoints/{self.key}")
-        return None if found is None else found["meta"]["owner"]
-
-    def save(self, learner: Learner, curve: list[Metrics]) -> bool:
+    def save(self, learner: Learner, curve: Curve) -> bool:
         """Write one if it is time; whether it was."""
         if time.monotonic() - self._last < self.interval:
             return False
@@ -262,7 +259,7 @@ class EpochCheckpoint:
                 for name, value in state.items():
                     if isinstance(value, Tensor):
                         tensors[f"optimizer{index}.{position}.{name}"] = value
-        self.store.save("checkpoints", self.key, tensors, {"curve": curve, "owner": self.owner})
+        self.store.save("checkpoints", self.key, tensors, {"curve": curve})
         self._last = time.monotonic()
         return True
 

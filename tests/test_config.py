@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import Any
 
@@ -272,12 +273,12 @@ def test_a_sweep_gives_its_template_and_a_representative() -> None:
         "post_pruning.epochs",
         "post_pruning.optimizer",
         "post_pruning.label_smoothing.alpha0",
-        "pre_pruning.mask[option 1].lambda1",
-        "pre_pruning.mask[option 1].lambda2",
+        "pre_pruning.mask[on].lambda1",
+        "pre_pruning.mask[on].lambda2",
         "post_pruning.optimizer[sgd].lr",
         "post_pruning.optimizer[sgd].momentum",
         "post_pruning.label_smoothing.horizon",
-        "pre_pruning.mask[option 1].lambda2_warmup",
+        "pre_pruning.mask[on].lambda2_warmup",
     ]
 
 
@@ -325,7 +326,7 @@ def test_a_dumped_configuration_loads_as_the_same_configuration(tiny: dict[str, 
 def test_resolved_values_of_a_sweep_dump_to_a_loadable_training_run() -> None:
     template, _ = configuration.sweep_from_document(source(SWEEP))
     answers = {
-        "pre_pruning.mask": "option 1",
+        "pre_pruning.mask": "on",
         "post_pruning.optimizer": "sgd",
         "pre_pruning.optimizer.lr": 0.00012345678901234567,
         "model.hidden": "[32, 32]",
@@ -340,6 +341,51 @@ def test_resolved_values_of_a_sweep_dump_to_a_loadable_training_run() -> None:
     assert again.pre_pruning.mask is not None
     assert again.pre_pruning.mask.lambda2 == 1e-3
     assert again.post_pruning.optimizer.momentum == pytest.approx(0.3438, abs=1e-3)
+
+
+def test_the_parameters_of_a_result_are_recovered_from_its_configuration() -> None:
+    text = SWEEP.replace("momentum: {uniform: [0, 0.9]}", "momentum: {uniform: [0, 0.9]}, schedule: cosine")
+    template, _ = configuration.sweep_from_document(source(text))
+    drawn = random.Random(0)
+
+    def draw(distribution: space.Distribution) -> Any:
+        if isinstance(distribution, space.Choice):
+            return drawn.choice(distribution.labels)
+        if isinstance(distribution, space.Int):
+            return drawn.randint(distribution.low, distribution.high)
+        return drawn.uniform(distribution.low, distribution.high)
+
+    for _ in range(50):
+        params: dict[str, Any] = {}
+        tree = space.resolve(
+            template, lambda name, d, params=params: params.setdefault(name, draw(d)), is_active
+        )
+        config = configuration.validate(tree, source(text))
+        right = [
+            candidate
+            for candidate in space.recover(template, config.tree(), is_active)
+            if configuration.validate(space.at(template, candidate, is_active), source(text)) == config
+        ]
+        assert right == [params]
+
+
+def test_a_result_outside_the_space_is_not_recovered() -> None:
+    template, representative = configuration.sweep_from_document(source(SWEEP))
+    outside = copy.deepcopy(representative.tree())
+    outside["post_pruning"]["epochs"] = 99
+    found = [space.at(template, c, is_active) for c in space.recover(template, outside, is_active)]
+    assert all(tree["post_pruning"]["epochs"] != 99 for tree in found)
+
+
+def test_most_epochs_looks_at_the_whole_space() -> None:
+    template, _ = configuration.sweep_from_document(source(SWEEP))
+    assert configuration.most_epochs(template, "pre_pruning") == 2
+    assert configuration.most_epochs(template, "post_pruning") == 3
+    template, _ = configuration.sweep_from_document(source(MINIMAL))
+    assert configuration.most_epochs(template, "pre_pruning") == 0
+    written = "pre_pruning={choice: [null, {epochs: {choice: [4, 7, 5]}, optimizer: {name: adam, lr: 1}}]}"
+    template, _ = configuration.sweep_from_document(source(MINIMAL, written))
+    assert configuration.most_epochs(template, "pre_pruning") == 7
 
 
 def test_a_name_that_looks_like_a_number_survives_a_dump() -> None:

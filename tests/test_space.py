@@ -144,12 +144,21 @@ def test_choices_nest_in_choices() -> None:
     ]
 
 
-def test_options_without_or_with_equal_names_are_numbered() -> None:
-    parsed = template("m: {choice: [null, {x: {int: [1, 2]}}, {name: a, y: 1}, {name: a, y: 2}, [1, 2]]}\n")
-    assert parsed["m"].labels == (None, "option 1", "a", "option 3", "[1, 2]")
-    suggest, _ = picker({"m": "option 3"})
-    assert space.resolve(parsed, suggest, always) == {"m": {"name": "a", "y": 2}}
-    assert "m[option 1].x" in space.parameters(parsed, always)
+def test_options_without_a_name_are_on_or_numbered() -> None:
+    parsed = template("m: {choice: [null, {x: {int: [1, 2]}}]}\n")
+    assert parsed["m"].labels == (None, "on")
+    assert "m[on].x" in space.parameters(parsed, always)
+    parsed = template("m: {choice: [null, {x: {int: [1, 2]}}, {name: a, y: 1}, [1, 2]]}\n")
+    assert parsed["m"].labels == (None, "option 1", "a", "[1, 2]")
+    suggest, _ = picker({"m": "option 1", "m[option 1].x": 2})
+    assert space.resolve(parsed, suggest, always) == {"m": {"x": 2}}
+
+
+def test_two_options_may_have_the_same_name() -> None:
+    parsed = template("m: {choice: [{name: a, y: 1}, {name: a, y: 2}]}\n")
+    one, other = parsed["m"].labels
+    assert space.at(parsed, {"m": one}, always) == {"m": {"name": "a", "y": 1}}
+    assert space.at(parsed, {"m": other}, always) == {"m": {"name": "a", "y": 2}}
 
 
 CONDITIONAL = """\
@@ -180,6 +189,13 @@ def test_parameters_that_do_not_count_are_not_sampled(values: dict[str, Any], sa
     tree = space.resolve(template(CONDITIONAL), suggest, is_active)
     assert set(asked) == sampled
     assert set(space.flatten(tree)) == sampled | {"soft_skip.gamma0", "mask"}
+
+
+def test_at_gives_the_first_probe_for_what_is_not_given() -> None:
+    tree = space.at(template(CONDITIONAL), {"optimizer.name": "sgd", "optimizer.momentum": 0.5}, is_active)
+    assert tree["optimizer"] == {"momentum": 0.5, "name": "sgd"}
+    assert tree["label_smoothing"] == {"alpha0": 0}
+    assert space.at(template("a: {uniform: [2, 3]}\n"), {}, always) == {"a": 2.0}
 
 
 def test_a_fixed_value_switches_its_dependants_off() -> None:

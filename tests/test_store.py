@@ -85,7 +85,7 @@ def test_saving_again_replaces(store: Store) -> None:
 def test_equal_content_is_stored_once(store: Store, root: Path) -> None:
     store.save("stages", "a", TENSORS, {})
     store.save("stages", "b", TENSORS, {"other": 1})
-    assert len(list((root / "objects").iterdir())) == 1
+    assert len(blobs(root)) == 1
 
 
 def test_a_writer_killed_before_the_manifest_leaves_nothing_loadable(
@@ -102,7 +102,7 @@ def test_a_writer_killed_before_the_manifest_leaves_nothing_loadable(
         patched.setattr(Store, "_write", dies_at_the_manifest)
         with pytest.raises(KeyboardInterrupt):
             store.save("stages", "k", TENSORS, META)
-    assert len(list((root / "objects").iterdir())) == 1  # the blob was there first
+    assert len(blobs(root)) == 1  # it was there first
     assert not store.has("stages", "k")
     assert store.load("stages", "k") is None
     store.save("stages", "k", TENSORS, META)
@@ -128,6 +128,11 @@ def test_a_writer_killed_while_writing_a_file_leaves_the_older_version(
             store.save("stages", "k", {"x": torch.ones(3)}, {"v": 2})
     assert_same(store.load("stages", "k"), TENSORS, META)
     assert store.records("stages") == ["stages/k"]  # the leftover is no record
+
+
+def blobs(root: Path) -> list[Path]:
+    """Files of tensors, wherever the store keeps them."""
+    return [path for path in root.rglob("*") if path.is_file() and path.suffix != ".json"]
 
 
 def flip_a_byte(path: Path) -> None:
@@ -220,7 +225,7 @@ def test_a_newer_checkpoint_replaces_the_older_and_its_blob(store: Store, root: 
     for epoch in range(3):
         store.save("checkpoints", "k", {"w": torch.full((4,), float(epoch))}, {"epoch": epoch})
     assert_same(store.load("checkpoints", "k"), {"w": torch.full((4,), 2.0)}, {"epoch": 2})
-    assert len(list((root / "objects").iterdir())) == 1
+    assert len(blobs(root)) == 1
     store.save("checkpoints", "k", {"w": torch.full((4,), 2.0)}, {"epoch": 3})  # the same weights
     assert_same(store.load("checkpoints", "k"), {"w": torch.full((4,), 2.0)}, {"epoch": 3})
 
@@ -264,7 +269,7 @@ def test_a_checkpoint_replaced_while_it_is_read_is_not_taken_for_damaged(
     newer = iter([{"w": torch.ones(2)}])
 
     def read_after_another_trial_went_on(self: Store, name: str) -> bytes | None:
-        if name.startswith("objects/") and (tensors := next(newer, None)) is not None:
+        if not name.endswith(".json") and (tensors := next(newer, None)) is not None:
             store.save("checkpoints", "k", tensors, {"epoch": 2})
         return read(self, name)
 
@@ -325,6 +330,13 @@ def test_files_for_people_and_their_paths(store: Store, root: Path) -> None:
     assert store.path("best/x.yaml") == str(root / "best" / "x.yaml")
     assert store.local_path("best/x.yaml") == str(root / "best" / "x.yaml")
     assert [path.name for path in (root / "best").iterdir()] == ["density-0.1.yaml"]  # no temporary left
+    store.write_file("other/x/y.txt", b"")
+    assert store.folders(".") == ["best", "other"]
+    assert store.folders("other") == ["x"]
+    assert store.folders("nowhere") == []
+    store.delete_file("best/density-0.1.yaml")
+    store.delete_file("best/density-0.1.yaml")
+    assert store.read_file("best/density-0.1.yaml") is None
 
 
 def test_an_unwritable_location_is_a_users_error(tmp_path: Path) -> None:

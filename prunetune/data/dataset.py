@@ -86,7 +86,7 @@ def split_off_validation(
     count = min(max(1, round(n * fraction)), n - 1)
     validation, train = training.take(order[:count]), training.take(order[count:])
     mean, std = channel_statistics(train.images)
-    return Dataset(train, validation, test, classes, mean, std, _digest(train, validation, test))
+    return Dataset(train, validation, test, classes, mean, std, _digest(train, validation, test, classes))
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,9 +105,9 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(means).float(), torch.stack(deviations).float()
 
 
-def _digest(*splits: Split) -> str:
-    sha = hashlib.sha256()
-    for split in splits:
+def _digest(train: Split, validation: Split, test: Split, classes: int) -> str:
+    sha = hashlib.sha256(str(classes).encode())
+    for split in (train, validation, test):
         sha.update(str(tuple(split.images.shape)).encode())
         sha.update(split.images.contiguous().numpy().tobytes())
         sha.update(split.labels.contiguous().numpy().tobytes())

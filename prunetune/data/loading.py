@@ -228,6 +228,8 @@ def _read_parquet(files: Sequence[Path]) -> tuple[list[bytes], list[int], int | 
             raw.append(item["bytes"])
         labels.extend(table.column(label).to_pylist())
         declared = declared or _declared_classes(table.schema.metadata, label)
+    if not raw:
+        raise UserError(f"data.root: {', '.join(map(str, files))}: no rows")
     wrong = next((row for row, value in enumerate(labels) if not isinstance(value, int) or value < 0), None)
     if wrong is not None:
         raise UserError(
@@ -258,7 +260,7 @@ def _open(source: Any) -> Any:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # as its decoders raise
         name = "an image's bytes" if isinstance(source, bytes) else source
         raise UserError(f"data.root: {name} cannot be decoded: {error}") from None
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import sys
@@ -75,9 +76,8 @@ def source_digest(config: ModelConfig) -> str | None:
     """
     if not isinstance(config, UserModelConfig):
         return None
-    import hashlib
-
-    file = inspect.getsourcefile(_import(config.name))
+    _import(config.name)
+    file = getattr(sys.modules[config.name.partition(":")[0]], "__file__", None)
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else None
 
 
@@ -159,8 +159,9 @@ def _check(model: nn.Module, name: str, input_shape: tuple[int, int, int], class
         ) from error
     finally:
         model.train()
-    if tuple(out.shape) != (2, classes):
+    shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
+    if shape != (2, classes):
+        given = f"outputs of shape {shape[1:]}" if shape else f"a {type(out).__name__}"
         raise UserError(
-            f"model.name = {name!r}: gives outputs of shape {tuple(out.shape[1:])}; "
-            f"the data has {classes} classes, so ({classes},) is needed"
+            f"model.name = {name!r}: gives {given}; the data has {classes} classes, so ({classes},) is needed"
         )

@@ -56,9 +56,10 @@ def effective_weights(
 def _with_mean_pools(model: nn.Module) -> nn.Module:
     """Max pools become mean pools: a maximum passes one position's gradient, but any position may win."""
     for parent in list(model.modules()):
-        for name, child in parent.named_children():
+        for name, child in list(parent._modules.items()):  # also a module that is used twice
             if isinstance(child, nn.MaxPool2d):
-                setattr(parent, name, nn.AvgPool2d(child.kernel_size, child.stride, child.padding))
+                mean = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
+                setattr(parent, name, mean)
             elif isinstance(child, nn.AdaptiveMaxPool2d):
                 setattr(parent, name, nn.AdaptiveAvgPool2d(child.output_size))
     return model

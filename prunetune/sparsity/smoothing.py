@@ -50,17 +50,19 @@ def relus(model: nn.Module) -> list[tuple[nn.Module, str]]:
     return [
         (parent, name)
         for parent in model.modules()
-        for name, child in parent.named_children()
+        for name, child in parent._modules.items()  # named_children() lists a module used twice once
         if isinstance(child, nn.ReLU)
     ]
 
 
 def skip_blocks(model: nn.Module) -> list[nn.Module]:
-    """Blocks that get a skip: what the model's `blocks()` returns; else its children with weights.
+    """Blocks that get a skip: what the model's `blocks` holds or returns; else its children with weights.
 
     Without the last: that layer gives the logits and is no block.
     """
     declared = getattr(model, "blocks", None)
+    if isinstance(declared, nn.ModuleList):
+        return list(declared)
     if callable(declared):
         return list(declared())
     return [child for child in model.children() if prunable(child)][:-1]

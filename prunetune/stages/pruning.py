@@ -31,7 +31,7 @@ def run(
         "stages",
         key,
         {name: pack(mask) for name, mask in masks.items()},
-        {"shapes": {name: list(mask.shape) for name, mask in masks.items()}, "owner": context.owner},
+        {"shapes": {name: list(mask.shape) for name, mask in masks.items()}},
     )
     return masks
 

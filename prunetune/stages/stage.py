@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from prunetune import training
 from prunetune.config import AugmentationConfig
 from prunetune.data import Dataset
 from prunetune.store import Artefact, Store
-from prunetune.training import DivergedError, EpochCheckpoint, Learner, Metrics
+from prunetune.training import Curve, DivergedError, EpochCheckpoint, Learner
 
 Report = dict[str, Any]
 """Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `reused`, and the metrics. `checkpointed` says
@@ -49,21 +49,18 @@ def train_stage(
     """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
 
     `finish` gives the tensors and the data to store of a network that did not diverge. The artefact's
-    meta has `status` (complete, collapsed or diverged), `curve` (metrics by epoch) and `owner`.
+    meta has `status` (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
     """
     saved = context.store.load("stages", key)
     if saved is not None:
-        for report in _replay(name, key, saved.meta["curve"], reused=saved.meta["owner"] != context.owner):
-            yield report
+        yield from _replay(name, key, saved.meta["curve"], context.owner)
         return saved
 
     learner = make_learner()
-    checkpoint = EpochCheckpoint(context.store, key, context.owner, context.checkpoint_interval)
-    reused = checkpoint.owner_of() not in (None, context.owner)
-    curve: list[Metrics] = checkpoint.load(learner)
+    checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
+    curve = checkpoint.load(learner)
     first = len(curve)
-    for report in _replay(name, key, curve, reused=reused):
-        yield report
+    yield from _replay(name, key, curve, context.owner)
     try:
         for metrics in training.epochs(
             learner,
@@ -74,7 +71,7 @@ def train_stage(
             seed=training.seed_of(context.seed, name),
             first=first,
         ):
-            curve.append(metrics)
+            curve.append({**metrics, "owner": context.owner})
             # The last epoch needs no checkpoint: the stage's result follows.
             written = len(curve) < total and checkpoint.save(learner, curve)
             yield {
@@ -88,7 +85,7 @@ def train_stage(
         tensors, meta = finish(learner)
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}
-    meta = {**meta, "curve": curve, "owner": context.owner}
+    meta = {**meta, "curve": curve}
     context.store.save("stages", key, tensors, meta)
     checkpoint.delete()
     return Artefact(tensors, meta)
@@ -106,8 +103,13 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def _replay(name: str, key: str, curve: list[Metrics], *, reused: bool) -> list[Report]:
-    return [
-        {"stage": name, "key": key, "stage_epoch": epoch, "reused": reused, "checkpointed": False, **metrics}
-        for epoch, metrics in enumerate(curve, start=1)
-    ]
+def _replay(name: str, key: str, curve: Curve, me: str) -> Iterator[Report]:
+    for epoch, entry in enumerate(curve, start=1):
+        yield {
+            "stage": name,
+            "key": key,
+            "stage_epoch": epoch,
+            "reused": entry["owner"] != me,
+            "checkpointed": False,
+            **{metric: value for metric, value in entry.items() if metric != "owner"},
+        }

@@ -160,7 +160,6 @@ def test_gradients_do_not_add_up_from_step_to_step() -> None:
     found = []
     for _ in range(2):
         mask.draw(generator())
-        model.zero_grad(set_to_none=False)
         model(torch.ones(1, 3)).sum().backward()
         mask.take_gradients(0.0, 0.0)
         assert mask.theta.grad is not None
