@@ -17,6 +17,7 @@ from prunetune import models
 from prunetune.config import Config, kept
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
+from prunetune.sparsity.allocation import dense_layer_names
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus, skip_blocks
 
@@ -85,6 +86,7 @@ def check_model(config: Config, source: Document, shape: tuple[int, int, int], c
             raise source.problem(
                 f"densities.{index}", f"keeps none of the model's {weights:,} weights", density
             )
+    _check_layers(config, source, [weight.numel() for weight in prunable(model).values()])
     if config.post_pruning.soft_activation is not None and not relus(model):
         raise source.problem(
             "post_pruning.soft_activation", "the model has no torch.nn.ReLU module that could be softened"
@@ -94,6 +96,22 @@ def check_model(config: Config, source: Document, shape: tuple[int, int, int], c
             "post_pruning.soft_skip", "the model has no blocks to skip; give it a method `blocks()`"
         )
     return weights
+
+
+def _check_layers(config: Config, source: Document, sizes: list[int]) -> None:
+    """Raise ConfigError where the layers that stay dense hold more than a density keeps."""
+    if config.pruning.structure == "channel":
+        dense, why = sizes[-1], "the last layer, whose units are the classes, stays whole"
+    elif config.pruning.structure == "unstructured":
+        chosen = dense_layer_names([str(i) for i in range(len(sizes))], config.pruning.dense_layers)
+        dense, why = sum(sizes[int(i)] for i in chosen), f"dense_layers is {config.pruning.dense_layers}"
+    else:
+        return
+    for index, density in enumerate(config.densities):
+        count = kept(density, sum(sizes))
+        if count < dense:
+            rule = f"keeps {count:,} weights, but {why}: {dense:,}"
+            raise source.problem(f"densities.{index}", rule, density)
 
 
 def located(source: Document, load: Callable[[], datasets.Dataset]) -> datasets.Dataset:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
@@ -158,10 +158,17 @@ class OptimizerConfig(Section):
 
 
 class MaskConfig(Section):
-    """Learnable Bernoulli mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it."""
+    """Learnable Bernoulli mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it.
 
-    lambda1: float = Field(ge=0, description="weight of Σ M(1−M)")
-    lambda2: float = Field(ge=0, description="weight of Σ M")
+    With `method: target` the expected number of open weights, Σ M, is set instead of pushed: after every
+    step M is projected on the count of the density asked for, which falls from the initial one over
+    `target_warmup`. So no λ2 has to be found per density, but pre-pruning is not shared between densities.
+    """
+
+    method: Literal["penalty", "target"] = "penalty"
+    lambda1: float = Field(0.0, ge=0, description="weight of Σ M(1−M)")
+    lambda2: float = Field(0.0, ge=0, description="weight of Σ M, for `penalty`")
+    target_warmup: float = Field(0.7, gt=0, le=1, description="share of the stage until the target count")
     lambda2_warmup: float = Field(0.0, ge=0, le=1, description="share of the stage with λ2 rising from 0")
     initial: float = Field(0.5, gt=0, le=1, description="every M at the start")
     lr: float = Field(0.02, gt=0, description="Adam's step size for M")
@@ -176,12 +183,64 @@ class PrePruningConfig(Section):
     mask: MaskConfig | None = None
 
 
-class PruningConfig(Section):
-    """Stage 2: which weights stay."""
+class PruningScheduleConfig(Section):
+    """When weights go: all at once, in rounds with retraining between, or during post-pruning (cubic).
 
-    criterion: Literal["magnitude"] = "magnitude"
-    allocation: Literal["global"] = "global"
-    schedule: Literal["one_shot"] = "one_shot"
+    Rounds are trained with the optimizer of `pre_pruning` (of `post_pruning` where that is null); after
+    round r of n the density is d^(r/n). Gradual pruning updates the mask `every` so many steps, between the
+    shares `start` and `end` of the post-pruning stage.
+    """
+
+    name: Literal["one_shot", "iterative", "gradual"] = "one_shot"
+    rounds: int = Field(5, ge=2, description="for `iterative`")
+    epochs: int = Field(5, ge=1, description="of retraining after each round but the last")
+    start: float = Field(0.0, ge=0, lt=1, description="for `gradual`")
+    end: float = Field(0.75, gt=0, le=1)
+    every: int = Field(20, ge=1, description="steps")
+
+
+def _rewind(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if value not in (None, "none", "init") and not (whole and value >= 1):
+        raise ValueError("must be none, init, or the number of a pre-pruning epoch (1 or more)")
+    return value
+
+
+class PruningConfig(Section):
+    """Stage 2: which weights stay, and with which values they go on."""
+
+    criterion: Literal["magnitude", "random", "snip", "grasp", "synflow", "taylor"] = "magnitude"
+    scoring_rounds: int | None = Field(
+        None, ge=1, description="prune in so many rounds, scoring anew (null: 100 for synflow, else 1)"
+    )
+    samples_per_class: int = Field(10, ge=1, description="images that snip, grasp and taylor look at")
+    allocation: Literal["global", "uniform", "erk"] = "global"
+    dense_layers: Literal["none", "first", "last", "both"] = "none"
+    structure: Literal["unstructured", "channel", "2:4", "1:4", "4:8"] = "unstructured"
+    schedule: Annotated[PruningScheduleConfig, BeforeValidator(_named)] = PruningScheduleConfig()
+    rewind: Annotated[int | str | None, BeforeValidator(_rewind)] = "none"
+    sanity_check: Literal["shuffle", "redraw", "invert"] | None = Field(
+        None, description="break the method on purpose (arXiv 2009.08576)"
+    )
+
+
+class DynamicConfig(Section):
+    """Dynamic sparse training: until `end` each layer drops and grows as many weights, now and then."""
+
+    name: Literal["rigl", "set"]
+    every: int = Field(100, ge=1, description="steps between updates")
+    alpha: float = Field(0.3, gt=0, le=1, description="share dropped at the first update, cosine to 0")
+    end: float = Field(0.75, gt=0, le=1, description="share of the stage after which the mask rests")
+
+
+class RescaledInitConfig(Section):
+    """ToST's layer-wise rescaled initialization (LRsI): GradInit on one scale per tensor."""
+
+    iterations: int = Field(180, ge=1)
+    eta: float = Field(0.1, gt=0, description="length of the look-ahead step")
+    gamma: float = Field(1.0, gt=0, description="bound on the gradient's norm")
+    lr: float = Field(0.01, gt=0)
+    min_scale: float = Field(0.01, gt=0)
 
 
 class LabelSmoothingConfig(Section):
@@ -214,6 +273,8 @@ class PostPruningConfig(Section):
     label_smoothing: LabelSmoothingConfig | None = None
     soft_activation: SoftActivationConfig | None = None
     soft_skip: SoftSkipConfig | None = None
+    rescaled_init: RescaledInitConfig | None = None
+    dynamic: Annotated[DynamicConfig | None, BeforeValidator(_named)] = None
 
 
 class EarlyStoppingConfig(Section):
@@ -304,16 +365,25 @@ class Config(Section):
 SEARCHABLE = ("seed", "data", "model", "pre_pruning", "pruning", "post_pruning")
 """Top-level keys in which a distribution may stand."""
 
-# (parent, field) -> (sibling, when its value makes the field count). A field that does not count is not
-# sampled, and is reset to its default before hashing: two configurations which compute the same are equal.
-_COUNTS_WHEN: dict[tuple[str, str], tuple[str, Callable[[Any], bool]]] = {
-    ("optimizer", "momentum"): ("name", lambda name: name == "sgd"),
-    ("optimizer", "nesterov"): ("name", lambda name: name == "sgd"),
-    ("schedule", "milestones"): ("name", lambda name: name == "step"),
-    ("schedule", "factor"): ("name", lambda name: name == "step"),
-    ("mask", "lambda2_warmup"): ("lambda2", lambda value: value > 0),
-    ("label_smoothing", "horizon"): ("alpha0", lambda value: value > 0),
-    ("soft_skip", "horizon"): ("gamma0", lambda value: value > 0),
+# (parent, field) -> (sibling, its default, when its value makes the field count). A field that does not count
+# is not sampled, and is reset to its default before hashing, so that what computes the same is equal.
+_COUNTS_WHEN: dict[tuple[str, str], tuple[str, Any, Callable[[Any], bool]]] = {
+    ("optimizer", "momentum"): ("name", None, lambda name: name == "sgd"),
+    ("optimizer", "nesterov"): ("name", None, lambda name: name == "sgd"),
+    ("schedule", "milestones"): ("name", "constant", lambda name: name == "step"),
+    ("schedule", "factor"): ("name", "constant", lambda name: name == "step"),
+    ("schedule", "rounds"): ("name", "one_shot", lambda name: name == "iterative"),
+    ("schedule", "epochs"): ("name", "one_shot", lambda name: name == "iterative"),
+    ("schedule", "start"): ("name", "one_shot", lambda name: name == "gradual"),
+    ("schedule", "end"): ("name", "one_shot", lambda name: name == "gradual"),
+    ("schedule", "every"): ("name", "one_shot", lambda name: name == "gradual"),
+    ("mask", "lambda2"): ("method", "penalty", lambda method: method == "penalty"),
+    ("mask", "lambda2_warmup"): ("lambda2", 0.0, lambda value: value > 0),
+    ("mask", "target_warmup"): ("method", "penalty", lambda method: method == "target"),
+    ("pruning", "allocation"): ("structure", "unstructured", lambda name: name == "unstructured"),
+    ("pruning", "dense_layers"): ("structure", "unstructured", lambda name: name == "unstructured"),
+    ("label_smoothing", "horizon"): ("alpha0", 0.0, lambda value: value > 0),
+    ("soft_skip", "horizon"): ("gamma0", 0.0, lambda value: value > 0),
 }
 
 
@@ -323,9 +393,12 @@ def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
     rule = _COUNTS_WHEN.get((path.rpartition(".")[2], field))
     if rule is None:
         return True
-    sibling, counts = rule
+    sibling, default, counts = rule
+    value = siblings.get(sibling, default)
+    if value is space.PENDING:
+        return False
     try:
-        return sibling in siblings and counts(siblings[sibling])
+        return counts(value)
     except TypeError:  # a value of the wrong type; the schema says so
         return True
 
@@ -433,9 +506,42 @@ def most_epochs(template: Mapping[str, Any], stage: str) -> int:
 def validate(tree: dict[str, Any], source: Document) -> Config:
     """A Config from plain values. Raises ConfigError with file, line, key, value and rule of each problem."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(_problem(item, tree, source) for item in error.errors()) from None
+    problems = [Problem(source.where(key), key, rule, value) for key, value, rule in _contradictions(config)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, rule) of what is right by itself and wrong beside the rest."""
+    pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
+    schedule = pruning.schedule
+    if isinstance(pruning.rewind, int) and (pre is None or pruning.rewind > pre.epochs):
+        epochs = 0 if pre is None else pre.epochs
+        yield "pruning.rewind", pruning.rewind, f"must be at most the {epochs} epochs of pre_pruning"
+    if schedule.name == "gradual":
+        if schedule.start >= schedule.end:
+            yield "pruning.schedule.start", schedule.start, f"must be less than end = {schedule.end:g}"
+        if pruning.criterion != "magnitude":
+            yield "pruning.criterion", pruning.criterion, "gradual pruning ranks by magnitude"
+        if post.dynamic is not None:
+            yield "post_pruning.dynamic", post.dynamic.name, "cannot be combined with gradual pruning"
+    if pruning.structure != "unstructured" and (schedule.name == "gradual" or post.dynamic is not None):
+        yield "pruning.structure", pruning.structure, "gradual and dynamic masks are unstructured"
+    if ":" in pruning.structure:
+        n, m = pattern(pruning.structure)
+        for index, density in enumerate(config.densities):
+            if density != n / m:
+                yield f"densities.{index}", density, f"structure {pruning.structure} has density {n / m:g}"
+
+
+def pattern(structure: str) -> tuple[int, int]:
+    """(n, m) of an `n:m` structure."""
+    n, _, m = structure.partition(":")
+    return int(n), int(m)
 
 
 def _problem(item: Any, tree: dict[str, Any], source: Document) -> Problem:

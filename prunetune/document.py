@@ -80,9 +80,64 @@ def parse(text: str, source: str) -> Document:
 
 
 def read(path: str | Path) -> Document:
-    """Read a YAML file. Raises UserError where it is missing or unreadable."""
+    """Read a YAML file, on top of the file that its key `extends` names (relative to it), if there is one.
+
+    Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
+    where a file is missing, unreadable, or extends itself.
+    """
+    return _read(Path(path), ())
+
+
+def _read(path: Path, above: tuple[Path, ...]) -> Document:
+    own = _read_one(path)
+    if "extends" not in own.tree:
+        return own
+    base_name = own.tree["extends"]
+    if not isinstance(base_name, str):
+        raise own.problem("extends", "must be the path of a YAML file", base_name)
+    chain = (*above, path.resolve())
+    base_path = path.parent / base_name
+    if base_path.resolve() in chain:
+        raise own.problem("extends", "a file cannot extend itself, directly or through others", base_name)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        base = _read(base_path, chain)
+    except UserError as error:
+        if base_path.is_file():
+            raise
+        raise own.problem("extends", f"no such file ({error})", base_name) from None
+    tree = {key: value for key, value in own.tree.items() if key != "extends"}
+    places = {key: place for key, place in own.places.items() if key != "extends"}
+    merged, replaced = _merge(base.tree, tree)
+    kept = {
+        key: place
+        for key, place in base.places.items()
+        if not any(key == gone or key.startswith(gone + ".") for gone in replaced)
+    }
+    return Document(own.source, merged, kept | places)
+
+
+_DISTRIBUTIONS = ("uniform", "loguniform", "int", "choice")
+
+
+def _merge(base: Any, own: Any, key: str = "") -> tuple[Any, list[str]]:
+    """`own` over `base`, and the keys of `base` that were replaced."""
+    mappings = isinstance(base, dict) and isinstance(own, dict)
+    if not mappings or any(len(m) == 1 and next(iter(m)) in _DISTRIBUTIONS for m in (base, own)):
+        return own, [key]
+    merged, replaced = dict(base), []
+    for name, value in own.items():
+        dotted = f"{key}.{name}" if key else str(name)
+        if name in base:
+            merged[name], gone = _merge(base[name], value, dotted)
+            replaced += gone
+        else:
+            merged[name] = value
+    return merged, replaced
+
+
+def _read_one(path: Path) -> Document:
+    try:
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

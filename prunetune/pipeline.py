@@ -22,7 +22,7 @@ from prunetune.stages.stage import Context, Report
 from prunetune.store import Store
 from prunetune.training import seed_of
 
-FORMAT = 1
+FORMAT = 2
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
 
 
@@ -50,6 +50,7 @@ class PipelineResult:
     test_accuracy: float | None
     nonzero: int
     effective_density: float
+    cut_layers: list[str]
     epochs_run: int
     epochs_reused: int
     seconds: float
@@ -66,6 +67,7 @@ class PipelineResult:
             "test_accuracy": self.test_accuracy,
             "nonzero": self.nonzero,
             "effective_density": self.effective_density,
+            "cut_layers": self.cut_layers,
             "epochs_run": self.epochs_run,
             "epochs_reused": self.epochs_reused,
             "seconds": self.seconds,
@@ -146,6 +148,7 @@ def run(
             test_accuracy=meta.get("test_accuracy"),
             nonzero=meta.get("nonzero", 0),
             effective_density=meta.get("effective_density", 0.0),
+            cut_layers=meta.get("cut_layers", []),
             epochs_run=epochs[False],
             epochs_reused=epochs[True],
             seconds=time.monotonic() - started,
@@ -156,18 +159,41 @@ def run(
 
     trained: dict[str, Tensor] | None = None
     if config.pre_pruning is not None:
-        dense = yield from counted(pre_pruning.run(config.pre_pruning, keys.pre_pruning, context))
+        dense = yield from counted(
+            pre_pruning.run(config.pre_pruning, keys.pre_pruning, context, density=config.density)
+        )
         trained = dense.tensors
         if dense.meta["status"] != "complete":
             # What an all-zero network gives is known; nothing is known of one that diverged.
             collapsed = dense.meta["status"] == "collapsed" and dense.meta["curve"]
             meta = {"val_accuracy": dense.meta["curve"][-1]["val_accuracy"]} if collapsed else {}
             return result(dense.meta["status"], meta, trained or {}, {})
-    masks = pruning.run(config.pruning, config.density, keys.pruning, context, trained)
-    final = yield from counted(
-        post_pruning.run(config.post_pruning, keys.post_pruning, context, trained, masks)
+    pruned = yield from counted(
+        pruning.run(
+            config.pruning,
+            config.density,
+            keys.pruning,
+            context,
+            trained,
+            config.pre_pruning,
+            keys.pre_pruning,
+            (config.pre_pruning or config.post_pruning).optimizer,
+        )
     )
-    return result(final.meta["status"], final.meta, final.tensors, masks)
+    final = yield from counted(
+        post_pruning.run(
+            config.post_pruning,
+            keys.post_pruning,
+            context,
+            pruned.state,
+            pruned.masks,
+            config.pruning,
+            config.density,
+        )
+    )
+    return result(
+        final.meta["status"], final.meta, post_pruning.final_state(final), post_pruning.final_masks(final)
+    )
 
 
 def stage_keys(config: Config, data: Dataset) -> StageKeys:
@@ -184,15 +210,20 @@ def stage_keys(config: Config, data: Dataset) -> StageKeys:
         models.source_digest(config.model),
         config.seed,
     )
-    first = digest("pre_pruning", start, canonical(config.pre_pruning))
-    second = digest("pruning", first, canonical(config.pruning), config.density)
+    mask = config.pre_pruning.mask if config.pre_pruning is not None else None
+    aimed = config.density if mask is not None and mask.method == "target" else None
+    first = digest("pre_pruning", start, canonical(config.pre_pruning), aimed)
+    # Rounds without a pre-pruning stage are trained as the third stage is.
+    rounds = canonical(config.post_pruning.optimizer) if config.pre_pruning is None else None
+    second = digest("pruning", first, canonical(config.pruning), config.density, rounds)
     third = digest("post_pruning", second, canonical(config.post_pruning))
     return StageKeys(first, second, third)
 
 
 def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float) -> Context:
-    def build() -> nn.Module:
-        model = models.build(config.model, data.shape, data.classes, seed=seed_of(config.seed, "model"))
+    def build(seed: int | None) -> nn.Module:
+        seed = seed_of(config.seed if seed is None else seed, "model")
+        model = models.build(config.model, data.shape, data.classes, seed=seed)
         return model.to(data.device)
 
     return Context(

@@ -88,7 +88,13 @@ Suggest = Callable[[str, Distribution], Any]
 """Gives the value of the parameter with this name; for a Choice, the label of the option."""
 
 Active = Callable[[str, Mapping[str, Any]], bool]
-"""Whether the field with this dotted key counts, given the values of its siblings known so far."""
+"""Whether the field with this dotted key counts, given the values of its siblings.
+
+A sibling whose value is not known yet is PENDING (then the answer is no, and it is asked again later); one
+that is not there has the schema's default.
+"""
+
+PENDING: Any = object()
 
 
 def parse(document: Document) -> dict[str, Any]:
@@ -276,9 +282,10 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
     if isinstance(node, dict):
         # Siblings without a condition first: the conditions read them.
         values: dict[str, Any] = {}
+        pending = dict.fromkeys(node, PENDING)
         later: list[str] = []
         for field, child in node.items():
-            if _is_open(child) and not active(_join(key, field), values):
+            if _is_open(child) and not active(_join(key, field), pending | values):
                 later.append(field)
             else:
                 values[field] = _resolve(child, _join(key, field), _join(name, field), suggest, active)

@@ -111,6 +111,13 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
             highlight=False,
         )
         return commands.EXIT_INTERRUPTED
+    for density, record in best.items():
+        if record.cut_layers:
+            console.print(
+                f"warning: at density {density:g} the best network is cut through: no weight of "
+                f"{', '.join(record.cut_layers)} is on a path from input to output",
+                markup=False,
+            )
     for density in sorted(best, reverse=True):
         path = store.path(f"best/{ledgers.density_name(density)}.yaml")
         console.print(f"  python -m prunetune.train {path}", markup=False, soft_wrap=True, highlight=False)

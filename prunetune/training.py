@@ -37,8 +37,11 @@ class Constraint(Protocol):
     def before_forward(self, generator: torch.Generator) -> None:
         """Prepare the weights the model computes with."""
 
-    def before_step(self, time: float) -> None:
-        """Turn the model's gradients into the optimizer's; `time` is the share of the stage done."""
+    def before_step(self, time: float, step: int) -> bool:
+        """Turn the model's gradients into the optimizer's; whether the optimizers are to step.
+
+        `time` is the share of the stage done, `step` counts from 0 over the stage.
+        """
 
     def after_step(self) -> None:
         """Bring the weights back to where they may be."""
@@ -56,8 +59,9 @@ class Unconstrained:
     def before_forward(self, generator: torch.Generator) -> None:
         """Nothing."""
 
-    def before_step(self, time: float) -> None:
+    def before_step(self, time: float, step: int) -> bool:
         """Nothing."""
+        return True
 
     def after_step(self) -> None:
         """Nothing."""
@@ -117,13 +121,14 @@ def epochs(
     augmentation: AugmentationConfig | None,
     seed: int,
     first: int = 0,
+    stop: int | None = None,
 ) -> Iterator[Metrics]:
-    """Train from epoch `first` to `total`; yields the metrics of each epoch when it is done.
+    """Train from epoch `first` to `total`, or only to `stop`; yields each epoch's metrics when it is done.
 
     After epoch e the network is validated as it will be at time e + 1, so the last validation, after
     every horizon, sees the original network. Raises DivergedError where a loss is not finite.
     """
-    for epoch in range(first, total):
+    for epoch in range(first, total if stop is None else stop):
         with torch.random.fork_rng(devices=_cuda(data)):
             torch.manual_seed(seed_of(seed, "modules", epoch))  # dropout and the like
             loss = train_epoch(
@@ -178,9 +183,9 @@ def train_epoch(
             constraint.before_forward(drawn)
             loss = F.cross_entropy(model(x), y, label_smoothing=smoothing.label_smoothing)
             loss.backward()
-            constraint.before_step(time)
-            for optimizer in learner.optimizers:
-                optimizer.step()
+            if constraint.before_step(time, epoch * steps + index):
+                for optimizer in learner.optimizers:
+                    optimizer.step()
             constraint.after_step()
             loss_sum += loss.detach()
     return float(loss_sum) / steps

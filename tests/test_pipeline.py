@@ -467,7 +467,7 @@ def toy_context(tree: Tree, store: Store) -> tuple[Context, list[nn.Module], dic
     data = datasets.load(config.data)
     built: list[nn.Module] = []
 
-    def build() -> nn.Module:
+    def build(seed: int | None = None) -> nn.Module:
         built.append(models.build(config.model, data.shape, data.classes, seed=0))
         return built[-1]
 

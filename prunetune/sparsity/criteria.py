@@ -1,16 +1,133 @@
-"""Pruning scores: how much each weight matters. Higher is kept."""
+"""Pruning scores: how much each weight matters. Higher is kept; turning scores into masks is `allocation`.
+
+Each criterion takes a `Scene` and returns scores by weight name, shaped like the weights. What is pruned
+already is zero in the scene's model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunetune.sparsity.masks import prunable
+
+Scores = dict[str, Tensor]
 
 
-def magnitude(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """|θ| of each weight, by layer (paper, section 2.1; one-shot magnitude pruning)."""
-    return {name: weight.detach().abs() for name, weight in weights.items()}
+@dataclass(frozen=True)
+class Scene:
+    """What scores are computed from. Criteria leave the model's weights as they are.
+
+    `images` (B, C, H, W), normalized, and `labels` (B,) are a sample of the training data.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    generator: torch.Generator
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The prunable weights."""
+        return prunable(self.model)
 
 
-CRITERIA = {"magnitude": magnitude}
+def magnitude(scene: Scene) -> Scores:
+    """|θ|; for single weights L1 and L2 rank alike."""
+    return {name: weight.detach().abs() for name, weight in scene.weights.items()}
+
+
+def random(scene: Scene) -> Scores:
+    """Uniform in [0, 1)."""
+    return {
+        name: torch.rand(weight.shape, generator=scene.generator).to(weight.device)
+        for name, weight in scene.weights.items()
+    }
+
+
+def snip(scene: Scene) -> Scores:
+    """|g⊙θ|, over its sum, on one sample in training mode (Lee et al., arXiv 1810.02340).
+
+    The division makes it invariant to the scale of the loss; the ranking does not change by it.
+    """
+    scene.model.train()
+    scores = _gradient_times_weight(scene)
+    total = torch.stack([score.sum() for score in scores.values()]).sum()
+    return {name: score / total if total > 0 else score for name, score in scores.items()}
+
+
+def taylor(scene: Scene) -> Scores:
+    """|g⊙θ| of a trained network, in evaluation mode (Taylor-FO, Molchanov et al., arXiv 1906.10771)."""
+    scene.model.eval()
+    return _gradient_times_weight(scene)
+
+
+def grasp(scene: Scene, temperature: float = 200.0) -> Scores:
+    """θ⊙Hg, highest kept: removing the lowest reduces the gradient's norm the least.
+
+    Logits are divided by `temperature` in both passes (Wang et al., arXiv 2002.07376, which removes the
+    highest −θ⊙Hg: the same).
+    """
+    scene.model.train()
+    names, weights = zip(*scene.weights.items(), strict=True)
+
+    def gradients(*, graph: bool) -> tuple[Tensor, ...]:
+        loss = F.cross_entropy(scene.model(scene.images) / temperature, scene.labels)
+        return torch.autograd.grad(loss, weights, create_graph=graph)
+
+    fixed = gradients(graph=False)
+    product = torch.stack([(g * f).sum() for g, f in zip(gradients(graph=True), fixed, strict=True)]).sum()
+    hessian_gradient = torch.autograd.grad(product, weights)
+    return {
+        name: weight.detach() * hg for name, weight, hg in zip(names, weights, hessian_gradient, strict=True)
+    }
+
+
+def synflow(scene: Scene) -> Scores:
+    """|θ ∂R/∂θ| with R the sum of outputs for an all-ones input (Tanaka et al., arXiv 2006.05467).
+
+    On a copy in evaluation mode and float64 (float32 overflows on deep nets), with every parameter and
+    buffer replaced by its absolute value. No data. Meant for many rounds; one round is another method.
+    """
+    model = copy.deepcopy(scene.model).double().eval()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.abs_()
+    names, weights = zip(*prunable(model).items(), strict=True)
+    flow = model(torch.ones_like(scene.images[:1], dtype=torch.float64)).sum()
+    gradients = torch.autograd.grad(flow, weights)
+    return {
+        name: (weight.detach() * gradient).abs()
+        for name, weight, gradient in zip(names, weights, gradients, strict=True)
+    }
+
+
+def _gradient_times_weight(scene: Scene) -> Scores:
+    names, weights = zip(*scene.weights.items(), strict=True)
+    loss = F.cross_entropy(scene.model(scene.images), scene.labels)
+    gradients = torch.autograd.grad(loss, weights)
+    return {
+        name: (weight.detach() * gradient).abs()
+        for name, weight, gradient in zip(names, weights, gradients, strict=True)
+    }
+
+
+Criterion = Callable[[Scene], Scores]
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": magnitude,
+    "random": random,
+    "snip": snip,
+    "grasp": grasp,
+    "synflow": synflow,
+    "taylor": taylor,
+}
 """By the name in `pruning.criterion`."""
+
+SCORING_ROUNDS = {"synflow": 100}
+"""In how many rounds a criterion prunes, scoring anew before each, unless configured; 1 for the others."""

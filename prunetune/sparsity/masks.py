@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from prunetune.sparsity.dynamic import project_to_count
+
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -96,22 +98,31 @@ class LearnableMask:
         self.mask.clamp_(0, 1)
 
     @torch.no_grad()
+    def project(self, density: float) -> None:
+        """Onto the nearest M in [0, 1] whose mean is `density`, after a step."""
+        self.mask.copy_(project_to_count(self.mask, density * self.mask.numel()))
+
+    @torch.no_grad()
     def expect(self) -> None:
         """Put θ⊙M into the model: the network of evaluation, and of the stage's end."""
         torch.mul(self.theta, self.mask, out=self._used)
 
 
 class FixedMask:
-    """Keeps pruned weights at exactly zero."""
+    """Keeps pruned weights at exactly zero.
+
+    `masks` are float copies (0 or 1) on the weights' device; whoever moves a mask writes into them.
+    """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        self._pairs = [(weights[name], mask.to(weights[name])) for name, mask in masks.items()]
+        self.masks = {name: mask.to(weights[name], copy=True) for name, mask in masks.items()}
+        self.weights = dict(weights)
 
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the pruned weights; to be called after every optimizer step."""
-        for weight, mask in self._pairs:
-            weight.mul_(mask)
+        for name, mask in self.masks.items():
+            self.weights[name].mul_(mask)
 
 
 def pack(mask: Tensor) -> Tensor:

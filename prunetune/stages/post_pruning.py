@@ -2,48 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Generator, Iterator
 from functools import partial
-from typing import Any, final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunetune.config import PostPruningConfig
+from prunetune.config import PostPruningConfig, PruningConfig
+from prunetune.data import batches
 from prunetune.sparsity import schedules
-from prunetune.sparsity.effective import effective_density
-from prunetune.sparsity.masks import FixedMask, prunable
+from prunetune.sparsity.effective import effective_weights
+from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
+from prunetune.sparsity.rescaling import rescale
 from prunetune.sparsity.smoothing import softened
+from prunetune.stages.pruned import Dynamic, Gradual, Pruned
 from prunetune.stages.stage import Context, Report, load_state, state_of, train_stage
 from prunetune.store import Artefact
-from prunetune.training import Learner, Metrics, Smoothing, evaluate, make_optimizer, make_schedule
+from prunetune.training import (
+    Constraint,
+    Learner,
+    Smoothing,
+    evaluate,
+    make_optimizer,
+    make_schedule,
+    seed_of,
+)
+
+logger = logging.getLogger(__name__)
+
+_MASK = "mask."
 
 
 def run(
     config: PostPruningConfig,
     key: str,
     context: Context,
-    trained: dict[str, Tensor] | None,
+    start: dict[str, Tensor] | None,
     masks: dict[str, Tensor],
+    pruning: PruningConfig = PruningConfig(),
+    density: float = 1.0,
 ) -> Generator[Report, None, Artefact]:
-    """Train under fixed masks; yields a report per epoch, returns the final network as stored under `key`.
+    """Train under masks; yields a report per epoch, returns the final network as stored under `key`.
 
-    The meta has `val_accuracy`, `test_accuracy` (measured here, once), `nonzero` and `effective_density`.
+    The masks rest, unless `dynamic` moves them or gradual pruning (of `pruning`, to `density`) closes
+    them. The artefact holds the state and, as bits, the final masks (`final_masks`); its meta has
+    `val_accuracy`, `test_accuracy` (measured here, once), `nonzero`, `effective_density` and `cut_layers`,
+    the layers with no weight on any path from input to output.
     Status `collapsed`: no better on the validation split than always naming its most frequent class.
     """
 
     def make_learner() -> Learner:
-        model = context.build()
-        if trained is not None:
-            load_state(model, trained)
-        pruned = Pruned(FixedMask(prunable(model), masks))
-        pruned.after_step()
+        model = context.build(None)
+        if start is not None:
+            load_state(model, start)
+        fixed = FixedMask(prunable(model), masks)
+        fixed.apply()
+        if config.rescaled_init is not None:
+            rescale(model, _endless(context), **config.rescaled_init.model_dump())
+        optimizer = make_optimizer(config.optimizer, list(model.parameters()))
+        seed = seed_of(context.seed, "post_pruning")
+        constraint: Constraint = Pruned(fixed)
+        if config.dynamic is not None:
+            constraint = Dynamic(fixed, config.dynamic, optimizer, seed)
+        elif pruning.schedule.name == "gradual":
+            constraint = Gradual(fixed, pruning, density, seed)
         return Learner(
             model,
-            [make_optimizer(config.optimizer, list(model.parameters()))],
-            state_of(model),
+            [optimizer],
+            {**state_of(model), **{_MASK + name: mask for name, mask in fixed.masks.items()}},
             make_schedule(config.optimizer.schedule),
-            pruned,
+            constraint,
             partial(smoothing_at, config, model),
         )
 
@@ -52,15 +82,39 @@ def run(
         accuracy, _ = evaluate(learner.model, data, data.validation)
         test_accuracy, _ = evaluate(learner.model, data, data.test)
         chance = float(data.validation.labels.bincount().max()) / len(data.validation)
-        return state_of(learner.model), {
+        final = {name: learner.tensors[_MASK + name].bool() for name in masks}
+        effective = effective_weights(learner.model, final, data.shape)
+        cut = [name for name, mask in effective.items() if not mask.any()]
+        if cut:
+            logger.warning(
+                "layer collapse: no weight of %s is on a path from input to output", ", ".join(cut)
+            )
+        tensors = state_of(learner.model) | {_MASK + name: pack(mask) for name, mask in final.items()}
+        return tensors, {
             "status": "complete" if accuracy > chance else "collapsed",
             "val_accuracy": accuracy,
             "test_accuracy": test_accuracy,
             "nonzero": sum(int(weight.count_nonzero()) for weight in prunable(learner.model).values()),
-            "effective_density": effective_density(learner.model, masks, data.shape),
+            "effective_density": sum(int(m.sum()) for m in effective.values())
+            / sum(m.numel() for m in effective.values()),
+            "cut_layers": cut,
         }
 
     return (yield from train_stage("post_pruning", key, config.epochs, context, make_learner, finish))
+
+
+def final_state(artefact: Artefact) -> dict[str, Tensor]:
+    """Parameters and buffers of the final network."""
+    return {name: tensor for name, tensor in artefact.tensors.items() if not name.startswith(_MASK)}
+
+
+def final_masks(artefact: Artefact) -> dict[str, Tensor]:
+    """Boolean masks of the final network by weight name; none of one that diverged."""
+    return {
+        name.removeprefix(_MASK): unpack(bits, artefact.tensors[name.removeprefix(_MASK)].shape)
+        for name, bits in artefact.tensors.items()
+        if name.startswith(_MASK)
+    }
 
 
 def smoothing_at(config: PostPruningConfig, model: nn.Module, epoch: int) -> Smoothing:
@@ -78,26 +132,16 @@ def smoothing_at(config: PostPruningConfig, model: nn.Module, epoch: int) -> Smo
     return Smoothing(alpha, partial(softened, model, beta=beta, gamma=gamma))
 
 
-@final
-class Pruned:
-    """Pruned weights are exactly zero after every step."""
-
-    def __init__(self, mask: FixedMask) -> None:
-        self._mask = mask
-
-    def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
-
-    def before_step(self, time: float) -> None:
-        """Nothing."""
-
-    def after_step(self) -> None:
-        """Zero what was pruned."""
-        self._mask.apply()
-
-    def before_evaluation(self) -> None:
-        """Nothing: the weights are as they are used."""
-
-    def measure(self) -> Metrics:
-        """Nothing."""
-        return {}
+def _endless(context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+    """Training batches without end, from a seed of their own."""
+    data, epoch = context.data, 0
+    while True:
+        seed = seed_of(context.seed, "rescaling", epoch)
+        yield from batches(
+            data,
+            context.batch_size,
+            context.augmentation,
+            order=torch.Generator().manual_seed(seed),
+            drawn=torch.Generator(data.device).manual_seed(seed),
+        )
+        epoch += 1

@@ -3,41 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import MaskConfig, PrePruningConfig
+from prunetune.config import MaskConfig, PrePruningConfig, digest
 from prunetune.sparsity import schedules
+from prunetune.sparsity.dynamic import cubic_density
 from prunetune.sparsity.masks import LearnableMask, prunable
 from prunetune.stages.stage import Context, Report, state_of, train_stage
 from prunetune.store import Artefact
 from prunetune.training import Learner, Metrics, Unconstrained, make_optimizer, make_schedule, seed_of
 
 
-def run(config: PrePruningConfig, key: str, context: Context) -> Generator[Report, None, Artefact]:
+def run(
+    config: PrePruningConfig, key: str, context: Context, *, density: float, stop: int | None = None
+) -> Generator[Report, None, Artefact]:
     """Train; yields a report per epoch, returns the network (with θ ← θ⊙M) as stored under `key`.
+
+    With `stop` the network after that many epochs, under a key of its own. `density` matters to a mask with
+    a target only.
 
     Status `collapsed`: no prunable weight is left. Metrics with a mask: `mask_density` (mean M, the
     expected density) and `mask_open` (share of M > ½; best near the density that is asked for).
     """
 
     def make_learner() -> Learner:
-        model = context.build()
+        model = context.build(None)
         models.initialize(model, config.initializer, seed=seed_of(context.seed, "initializer"))
-        return _learner(config, model)
+        return _learner(config, model, density)
 
     def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         learner.constraint.before_evaluation()  # θ ← θ⊙M
         alive = any(bool(weight.any()) for weight in prunable(learner.model).values())
         return state_of(learner.model), {"status": "complete" if alive else "collapsed"}
 
-    return (yield from train_stage("pre_pruning", key, config.epochs, context, make_learner, finish))
+    if stop is not None:
+        key = digest(key, "stop", stop)
+    return (yield from train_stage("pre_pruning", key, config.epochs, context, make_learner, finish, stop))
 
 
-def _learner(config: PrePruningConfig, model: nn.Module) -> Learner:
+def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -> Learner:
     factor = make_schedule(config.optimizer.schedule)
     if config.mask is None:
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
@@ -55,31 +64,46 @@ def _learner(config: PrePruningConfig, model: nn.Module) -> Learner:
         ],
         {**state_of(model), "mask.theta": mask.theta.detach(), "mask.mask": mask.mask.detach()},
         factor,
-        MaskLearning(mask, config.mask),
+        MaskLearning(mask, config.mask, density),
     )
 
 
 @final
 class MaskLearning:
-    """Each step computes with θ⊙B, B ~ Bernoulli(M); the regularizer enters M's gradient."""
+    """Each step computes with θ⊙B, B ~ Bernoulli(M); the regularizer enters M's gradient.
 
-    def __init__(self, mask: LearnableMask, config: MaskConfig) -> None:
+    With a target, Σ M is projected on its schedule after each step: cubic, from the initial value to the
+    density.
+    """
+
+    def __init__(self, mask: LearnableMask, config: MaskConfig, density: float) -> None:
         self._mask = mask
         self._lambda1 = config.lambda1
-        self._lambda2 = config.lambda2
+        self._lambda2 = config.lambda2 if config.method == "penalty" else 0.0
         self._warmup = schedules.rise(config.lambda2_warmup)
+        self._target = (
+            partial(cubic_density, start=0.0, end=config.target_warmup, initial=config.initial, final=density)
+            if config.method == "target"
+            else None
+        )
+        self._time = 0.0
 
     def before_forward(self, generator: torch.Generator) -> None:
         """A fresh B."""
         self._mask.draw(generator)
 
-    def before_step(self, time: float) -> None:
+    def before_step(self, time: float, step: int) -> bool:
         """Gradients of θ and M."""
         self._mask.take_gradients(self._lambda1, self._lambda2 * self._warmup(time))
+        self._time = time
+        return True
 
     def after_step(self) -> None:
-        """M back into [0, 1]."""
-        self._mask.clip()
+        """M back into [0, 1], at the target count where there is one."""
+        if self._target is None:
+            self._mask.clip()
+        else:
+            self._mask.project(self._target(self._time))
 
     def before_evaluation(self) -> None:
         """θ⊙M."""

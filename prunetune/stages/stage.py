@@ -30,7 +30,7 @@ class Context:
 
     data: Dataset
     store: Store
-    build: Callable[[], nn.Module]  # a fresh network on the data's device
+    build: Callable[[int | None], nn.Module]  # a fresh network on the data's device; None: the run's seed
     batch_size: int
     augmentation: AugmentationConfig | None
     seed: int
@@ -45,10 +45,12 @@ def train_stage(
     context: Context,
     make_learner: Callable[[], Learner],
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
+    stop: int | None = None,
 ) -> Generator[Report, None, Artefact]:
     """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
 
-    `finish` gives the tensors and the data to store of a network that did not diverge. The artefact's
+    With `stop` it ends after that many of them. `finish` gives the tensors and the data to store of a
+    network that did not diverge. The artefact's
     meta has `status` (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
     """
     saved = context.store.load("stages", key)
@@ -70,6 +72,7 @@ def train_stage(
             augmentation=context.augmentation,
             seed=training.seed_of(context.seed, name),
             first=first,
+            stop=stop,
         ):
             curve.append({**metrics, "owner": context.owner})
             # The last epoch needs no checkpoint: the stage's result follows.

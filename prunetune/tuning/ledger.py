@@ -51,6 +51,7 @@ class TrialRecord:
     test_accuracy: float | None = None
     nonzero: int | None = None
     effective_density: float | None = None
+    cut_layers: list[str] = field(default_factory=list)
     epochs_run: int = 0
     epochs_reused: int = 0
     seconds: float = 0.0

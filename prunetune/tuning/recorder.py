@@ -78,6 +78,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 "test_accuracy",
                 "nonzero",
                 "effective_density",
+                "cut_layers",
                 "epochs_run",
                 "epochs_reused",
             ):

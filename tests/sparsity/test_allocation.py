@@ -7,8 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunetune.sparsity.allocation import global_allocation, top_k
-from prunetune.sparsity.criteria import magnitude
+from prunetune.sparsity.allocation import top_k, unstructured
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -76,21 +75,14 @@ def test_no_scores_and_infinite_scores() -> None:
 
 def test_layers_are_ranked_together_and_keep_their_shapes() -> None:
     scores = {"a": torch.tensor([[0.1, 0.2], [0.3, 0.4]]), "b": torch.tensor([0.5, 0.05, 0.6])}
-    masks = global_allocation(scores, 3, generator=generator())
+    masks = unstructured(scores, 3, generator=generator())
     assert masks["a"].tolist() == [[False, False], [False, True]]
     assert masks["b"].tolist() == [True, False, True]
 
 
 def test_ties_are_spread_over_all_layers() -> None:
     scores = {f"layer{i}": torch.zeros(20, 50) for i in range(5)}
-    masks = global_allocation(scores, 500, generator=generator())
+    masks = unstructured(scores, 500, generator=generator())
     counts = [int(mask.sum()) for mask in masks.values()]
     assert sum(counts) == 500
     assert min(counts) > 60  # 100 expected, deviation 8.5
-
-
-def test_magnitude_is_the_absolute_value_without_a_graph() -> None:
-    weight = torch.nn.Parameter(torch.tensor([[-2.0, 0.0, 1.0]]))
-    scores = magnitude({"w": weight})
-    assert scores["w"].tolist() == [[2.0, 0.0, 1.0]]
-    assert not scores["w"].requires_grad
