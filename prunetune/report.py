@@ -1,8 +1,9 @@
-"""`python -m prunetune.report RUN`: tables and figures of a sweep, from its `results.parquet`."""
+"""`python -m prunetune.report RUN …`: tables and figures of sweeps, from their `results.parquet`."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from prunetune import commands
 from prunetune.errors import UserError
@@ -13,22 +14,50 @@ from prunetune.tuning import reporting
 def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m prunetune.report", description="Write a sweep's tables and figures into RUN/report/."
+        prog="python -m prunetune.report",
+        description="Write a sweep's tables and figures into RUN/report/. Of several sweeps: print one table "
+        "that compares them, a row each, over seeds.",
     )
-    parser.add_argument("run", metavar="RUN", help="a sweep's folder, such as runs/digits, or its URI")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a sweep's folder, such as runs/digits")
+    parser.add_argument("--output", type=Path, help="of several sweeps: write the table to this file")
     given = parser.parse_args(arguments)
-    location = given.run.rstrip("/")
+    if len(given.runs) == 1:
+        return _one(given.runs[0].rstrip("/"))
+    frames = {}
+    for location in given.runs:
+        frame = reporting.read_results(Store(location.rstrip("/")))
+        if frame is None:
+            raise _no_results(location)
+        frames[_name(location)] = frame
+    table = reporting.comparison(frames)
+    print(table, end="")
+    if given.output is not None:
+        try:
+            given.output.write_text(table, encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--output {given.output}: cannot be written: {error.strerror}") from None
+    return commands.EXIT_OK
+
+
+def _one(location: str) -> int:
     store = Store(location)
-    written = reporting.write_report(store, location.rpartition("/")[2])
+    written = reporting.write_report(store, _name(location))
     if not written:
-        raise UserError(
-            f"command line: RUN = {given.run!r}: holds no results.parquet; a sweep writes it when it ends"
-        )
-    summary = store.read_file("report/summary.md")
-    print((summary or b"").decode())
+        raise _no_results(location)
+    print((store.read_file("report/summary.md") or b"").decode())
     for path in written:
         print(path)
     return commands.EXIT_OK
+
+
+def _name(location: str) -> str:
+    return location.rstrip("/").rpartition("/")[2]
+
+
+def _no_results(location: str) -> UserError:
+    return UserError(
+        f"command line: RUN = {location!r}: holds no results.parquet; a sweep writes it when it ends"
+    )
 
 
 if __name__ == "__main__":

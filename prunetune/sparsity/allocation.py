@@ -138,7 +138,11 @@ def unstructured(
     if per_layer is None:
         masks |= ranked(rest, left)
     else:
-        for name, count in per_layer({name: shapes[name] for name in rest}, left).items():
+        counts = per_layer({name: shapes[name] for name in rest}, left)
+        if alive is not None:  # rounding may ask a layer for one more than an earlier round left it
+            caps = [int(alive[name].sum()) for name in rest]
+            counts = dict(zip(rest, apportion([counts[n] for n in rest], caps, left), strict=True))
+        for name, count in counts.items():
             masks |= ranked([name], count)
     return {name: masks[name] for name in scores}
 

@@ -115,7 +115,9 @@ class FixedMask:
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        self.masks = {name: mask.to(weights[name], copy=True) for name, mask in masks.items()}
+        # In the model's order, whatever the order of `masks` (a stored one comes back sorted by name):
+        # lots are drawn layer by layer.
+        self.masks = {n: masks[n].to(weight, copy=True) for n, weight in weights.items() if n in masks}
         self.weights = dict(weights)
 
     @torch.no_grad()

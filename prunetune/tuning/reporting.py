@@ -65,6 +65,37 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def comparison(frames: dict[str, pd.DataFrame]) -> str:
+    """One Markdown table of several sweeps: a row each, the test accuracy per density over seeds.
+
+    In each sweep and density the configuration with the best mean validation accuracy over its seeds is
+    taken; its cell says mean ± standard deviation (ddof 1) of the test accuracy, and how many seeds.
+    """
+    densities = sorted({float(d) for frame in frames.values() for d in frame["density"]}, reverse=True)
+    rows = [
+        [name, *(_over_seeds(frame[frame["density"] == density]) for density in densities)]
+        for name, frame in frames.items()
+    ]
+    return "\n".join(_table(["sweep", *(f"d = {d:g}" for d in densities)], rows)) + "\n"
+
+
+def _over_seeds(trials: pd.DataFrame) -> str:
+    done = trials[trials["status"].isin(["complete", "collapsed"]) & trials["test_accuracy"].notna()]
+    if not len(done):
+        return ", ".join(sorted(set(trials["status"])))
+    configuration = [name for name in done.columns if "." in name]
+    groups = done.groupby(done[configuration].astype(str).agg("|".join, axis=1), sort=False)
+    best = done.loc[groups.groups[groups["val_accuracy"].mean().idxmax()], "test_accuracy"] * 100
+    spread = f" ± {best.std():.1f}" if len(best) > 1 else ""
+    return f"{best.mean():.1f}{spread} ({len(best)})"
+
+
+def read_results(store: Store) -> pd.DataFrame | None:
+    """A sweep's `results.parquet`, or None where there is none."""
+    raw = store.read_file("results.parquet")
+    return None if raw is None else pd.read_parquet(io.BytesIO(raw))
+
+
 def searched_columns(frame: pd.DataFrame) -> list[str]:
     """Dotted hyperparameters that differ between trials."""
     return [name for name in frame.columns if "." in name and frame[name].astype(str).nunique() > 1]
@@ -122,10 +153,9 @@ def accuracy_figure(frame: pd.DataFrame, title: str) -> bytes:
 
 def write_report(store: Store, name: str) -> list[str]:
     """Write `report/` into a sweep's folder from its `results.parquet`; the paths written, [] without one."""
-    raw = store.read_file("results.parquet")
-    if raw is None:
+    frame = read_results(store)
+    if frame is None:
         return []
-    frame = pd.read_parquet(io.BytesIO(raw))
     store.write_file("report/summary.md", markdown(frame, f"Sweep {name}").encode())
     written = ["report/summary.md"]
     if frame["val_accuracy"].notna().any():

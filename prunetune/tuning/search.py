@@ -50,6 +50,11 @@ class DensitySearch:
         self._finite = space.enumerate_finite(problem.template, is_active)
 
     @property
+    def points(self) -> int | None:
+        """How many points the space has, or None where it has no end (or very many)."""
+        return None if self._finite is None else len(self._finite)
+
+    @property
     def study(self) -> optuna.Study:
         """The study, for those who want to look."""
         return self._study
@@ -169,18 +174,16 @@ class SweepSearch:
 
     def __len__(self) -> int:
         """How many trials are still to be started, if no space is exhausted before."""
-        missing = sum(
-            max(0, self._config.search.trials_per_density - issued)
-            for density, issued in self._issued.items()
-            if density not in self._exhausted
-        )
+        missing = sum(self.total(density) - issued for density, issued in self._issued.items())
         return missing + len(self._again)
 
     def total(self, density: float) -> int:
         """How many trials this density has, in this space, when the sweep is done."""
         if density in self._exhausted:
             return self._issued[density]
-        return max(self._config.search.trials_per_density, self._issued[density])
+        points = self._searches[density].points
+        wanted = self._config.search.trials_per_density
+        return max(wanted if points is None else min(wanted, points), self._issued[density])
 
     def next(self) -> TrialRecord | None:
         """The next trial to run, recorded as running; None when all have been started."""
