@@ -149,3 +149,48 @@ def test_the_commands_are_modules_and_subcommands() -> None:
             [sys.executable, *words, "nowhere.yaml"], capture_output=True, text=True, check=False
         )
         assert (ended.returncode, ended.stderr) == (2, "prunetune: nowhere.yaml: no such file\n")
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "sweeps" / "table").glob("*.yaml")))
+def test_every_sweep_of_the_table_is_valid_and_has_a_name_of_its_own(capsys, name: str) -> None:
+    assert sweep.main([str(ROOT / "sweeps" / "table" / name), "--dry-run"]) == 0
+    title = capsys.readouterr().out.splitlines()[0]
+    assert title.startswith("table: " if name == "base.yaml" else "table-")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pruning={structure: '2:4'}", "structure 2:4 has density 0.5"),
+        ("pruning={dense_layers: both}", "keeps 822 weights, but dense_layers is both: 7,400"),
+        ("pruning={structure: channel}", "keeps 822 weights, but the last layer"),
+        ("pruning={rewind: 99}", "pruning.rewind = 99: must be at most the 20 epochs of pre_pruning"),
+        ("pruning={rewind: maybe}", "pruning.rewind = 'maybe': must be none, init, or the number"),
+        ("pruning={criterion: synfow}", "did you mean 'synflow'?"),
+        ("pruning={schedule: {name: gradual, start: 0.9}}", "must be less than end = 0.75"),
+        ("post_pruning.dynamic=riggl", "did you mean 'rigl'?"),
+    ],
+)
+def test_methods_that_cannot_be_are_named(capsys, override: str, message: str) -> None:
+    assert message in fails(capsys, sweep.main, DIGITS, override, "densities=[0.03]")
+
+
+def test_a_comparison_of_several_sweeps_is_printed_and_written(capsys, tmp_path: Path) -> None:
+    import pandas as pd
+
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        pd.DataFrame(
+            {
+                "density": [0.1],
+                "seed": [0],
+                "a.b": [1],
+                "val_accuracy": [0.5],
+                "test_accuracy": [0.25],
+                "status": ["complete"],
+            }
+        ).to_parquet(tmp_path / name / "results.parquet")
+    assert report.main(["one", "two/", "--output", "table.md"]) == 0
+    expected = "| sweep | d = 0.1 |\n|---|---|\n| one | 25.0 (1) |\n| two | 25.0 (1) |\n"
+    assert capsys.readouterr().out == expected == (tmp_path / "table.md").read_text()
+    assert "holds no results.parquet" in fails(capsys, report.main, "one", "three")

@@ -234,3 +234,53 @@ def test_dumped_floats_are_floats_to_every_yaml_reader(value: float) -> None:
 
 def test_a_dump_keeps_the_order_of_keys_and_puts_short_lists_on_one_line() -> None:
     assert document.dump({"z": 1, "a": [0.1, 1e-05]}) == "z: 1\na: [0.1, 1.0e-05]\n"
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Path:
+    (tmp_path / "base.yaml").write_text(
+        "name: base\noptimizer: {name: adam, lr: {loguniform: [1e-4, 1e-2]}}\n"
+        "mask:\n  a: 1\n  b: 2\nlist: [1, 2]\n"
+    )
+    (tmp_path / "child.yaml").write_text(
+        "extends: base.yaml\nname: child\noptimizer: {lr: {uniform: [0, 1]}}\nmask: {b: 3}\nlist: [4]\n"
+    )
+    return tmp_path
+
+
+def test_a_file_extends_another_key_by_key(family: Path) -> None:
+    child = document.read(family / "child.yaml")
+    assert child.tree == {
+        "name": "child",
+        "optimizer": {"name": "adam", "lr": {"uniform": [0, 1]}},
+        "mask": {"a": 1, "b": 3},
+        "list": [4],
+    }
+    assert child.where("mask.a") == f"{family / 'base.yaml'}:4"
+    assert child.where("mask.b") == f"{family / 'child.yaml'}:4"
+    assert child.where("list.1") == f"{family / 'child.yaml'}:5"
+
+
+def test_a_grandchild_may_switch_off_and_lie_in_another_folder(family: Path) -> None:
+    (family / "sub").mkdir()
+    (family / "sub" / "grandchild.yaml").write_text("extends: ../child.yaml\nmask: null\n")
+    tree = document.read(family / "sub" / "grandchild.yaml").tree
+    assert (tree["mask"], tree["name"]) == (None, "child")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("extends: nowhere.yaml\n", r"a\.yaml:1: extends = 'nowhere\.yaml': no such file"),
+        ("extends: 3\n", r"a\.yaml:1: extends = 3: must be the path of a YAML file"),
+        ("extends: a.yaml\n", r"a\.yaml:1: extends = 'a\.yaml': a file cannot extend itself"),
+        ("\nextends: b.yaml\n", r"b\.yaml:1: extends = 'a\.yaml': a file cannot extend itself"),
+        ("extends: broken.yaml\n", r"broken\.yaml:2: not valid YAML"),
+    ],
+)
+def test_what_cannot_be_extended_is_named(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    (tmp_path / "b.yaml").write_text("extends: a.yaml\n")
+    (tmp_path / "broken.yaml").write_text("x: [\n")
+    with pytest.raises(UserError, match=message):
+        document.read(tmp_path / "a.yaml")

@@ -131,3 +131,37 @@ def test_the_live_view_counts_and_names_what_runs(tmp_path: Path) -> None:
 )
 def test_durations_read_well(seconds, text) -> None:
     assert progress.duration(seconds) == text
+
+
+def seeds(test: dict[tuple[float, str], list[float]], val: dict[str, float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "density": density,
+                "trial": number,
+                "seed": number,
+                "pre_pruning.optimizer.lr": lr,
+                "model.hidden": [8, 8],
+                "val_accuracy": val[lr],
+                "test_accuracy": value,
+                "status": "complete",
+            }
+            for (density, lr), values in test.items()
+            for number, value in enumerate(values)
+        ]
+    )
+
+
+def test_a_comparison_takes_the_best_configuration_by_validation_over_its_seeds() -> None:
+    one = seeds(
+        {(0.1, "low"): [0.50, 0.52, 0.54], (0.1, "high"): [0.9, 0.9, 0.9], (0.01, "low"): [0.3]},
+        {"low": 0.8, "high": 0.7},  # so `low` is taken, although `high` tests better
+    )
+    other = seeds({(0.1, "low"): [0.11, 0.13]}, {"low": 0.1})
+    other.loc[1, "status"] = "diverged"
+    assert reporting.comparison({"one": one, "other": other}).splitlines() == [
+        "| sweep | d = 0.1 | d = 0.01 |",
+        "|---|---|---|",
+        "| one | 52.0 ± 2.0 (3) | 30.0 (1) |",
+        "| other | 11.0 (1) |  |",
+    ]
