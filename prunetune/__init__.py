@@ -4,9 +4,9 @@
 `python -m prunetune.train` and `python -m prunetune.report`.
 """
 
-from prunetune.config import Config
 from prunetune.errors import ConfigError, UserError
 from prunetune.pipeline import PipelineResult, run_pipeline
+from prunetune.schema import Config
 
 __version__ = "0.1.0"
 

@@ -14,9 +14,10 @@ from rich.console import Console
 
 from prunetune import data as datasets
 from prunetune import models
-from prunetune.config import Config, kept
+from prunetune.config import kept
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
+from prunetune.schema import Config
 from prunetune.sparsity.allocation import dense_layer_names
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus, skip_blocks

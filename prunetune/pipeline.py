@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import models
-from prunetune.config import Config, canonical, digest
+from prunetune.config import canonical, digest
 from prunetune.data import Dataset
 from prunetune.document import Document
+from prunetune.schema import Config
 from prunetune.stages import post_pruning, pre_pruning, pruning
 from prunetune.stages.stage import Context, Report
 from prunetune.store import Store

@@ -7,82 +7,31 @@ same walk serves Optuna's sampling, the check of a space against the schema, and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from prunetune.document import Document
-from prunetune.errors import ConfigError
+from prunetune.distributions import Choice, Distribution, Int, LogUniform, Uniform, join, parse
 
-
-@dataclass(frozen=True)
-class Uniform:
-    """A float in [low, high]."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"uniform [{self.low:g}, {self.high:g}]"
-
-    def contains(self, value: Any) -> bool:
-        """Whether `value` could have been drawn."""
-        return _is_number(value) and self.low <= value <= self.high
-
-    def probes(self) -> tuple[Any, ...]:
-        """Values that stand for the whole distribution when a rule is checked."""
-        return (self.low, self.high, self.low + 0.381966 * (self.high - self.low))
-
-
-@dataclass(frozen=True)
-class LogUniform(Uniform):
-    """A float in [low, high], uniform in its logarithm; low > 0."""
-
-    def __str__(self) -> str:
-        return f"loguniform [{self.low:g}, {self.high:g}]"
-
-
-@dataclass(frozen=True)
-class Int:
-    """An integer in {low, …, high}, both included."""
-
-    low: int
-    high: int
-
-    def __str__(self) -> str:
-        return f"int [{self.low}, {self.high}]"
-
-    def contains(self, value: Any) -> bool:
-        """Whether `value` could have been drawn."""
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
-
-    def probes(self) -> tuple[Any, ...]:
-        """Values that stand for the whole distribution when a rule is checked."""
-        return (self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of `options`: scalars, lists, null, or mappings, which may hold distributions of their own.
-
-    `labels` names the options, uniquely, for Optuna and for people.
-    """
-
-    options: tuple[Any, ...]
-    labels: tuple[str | int | float | bool | None, ...]
-
-    def __str__(self) -> str:
-        return "choice [" + ", ".join("null" if x is None else str(x) for x in self.labels) + "]"
-
-    def probes(self) -> tuple[Any, ...]:
-        """The labels of all options."""
-        return self.labels
-
-
-Distribution = Uniform | LogUniform | Int | Choice
-_KINDS = ("uniform", "loguniform", "int", "choice")
+__all__ = [
+    "PENDING",
+    "Active",
+    "Choice",
+    "Distribution",
+    "Int",
+    "LogUniform",
+    "Suggest",
+    "Uniform",
+    "assignments",
+    "at",
+    "enumerate_finite",
+    "flatten",
+    "leaves",
+    "parameters",
+    "parse",
+    "recover",
+    "resolve",
+]
 
 Suggest = Callable[[str, Distribution], Any]
 """Gives the value of the parameter with this name; for a Choice, the label of the option."""
@@ -95,16 +44,6 @@ that is not there has the schema's default.
 """
 
 PENDING: Any = object()
-
-
-def parse(document: Document) -> dict[str, Any]:
-    """The template in a document: each `{uniform|loguniform|int|choice: …}` becomes a Distribution.
-
-    Raises ConfigError for a malformed one (wrong length, lower > upper, empty choice, …).
-    """
-    template = _parse(document.tree, "", document)
-    assert isinstance(template, dict)
-    return template
 
 
 def resolve(template: Mapping[str, Any], suggest: Suggest, active: Active) -> dict[str, Any]:
@@ -139,7 +78,7 @@ def leaves(template: Any, name: str = "") -> dict[str, Any]:
     1
     """
     if isinstance(template, Mapping):
-        children = [leaves(child, _join(name, str(field))) for field, child in template.items()]
+        children = [leaves(child, join(name, str(field))) for field, child in template.items()]
         return {key: value for child in children for key, value in child.items()}
     found = {name: template}
     if isinstance(template, Choice):
@@ -285,13 +224,13 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
         pending = dict.fromkeys(node, PENDING)
         later: list[str] = []
         for field, child in node.items():
-            if _is_open(child) and not active(_join(key, field), pending | values):
+            if _is_open(child) and not active(join(key, field), pending | values):
                 later.append(field)
             else:
-                values[field] = _resolve(child, _join(key, field), _join(name, field), suggest, active)
+                values[field] = _resolve(child, join(key, field), join(name, field), suggest, active)
         for field in later:
-            if active(_join(key, field), values):
-                values[field] = _resolve(node[field], _join(key, field), _join(name, field), suggest, active)
+            if active(join(key, field), values):
+                values[field] = _resolve(node[field], join(key, field), join(name, field), suggest, active)
         return {field: values[field] for field in node if field in values}
     if isinstance(node, list):
         return [_resolve(child, f"{key}.{i}", f"{name}.{i}", suggest, active) for i, child in enumerate(node)]
@@ -314,7 +253,7 @@ def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, A
         for field, child in node.items():
             if not isinstance(value, Mapping) or field not in value:
                 continue
-            inner_candidates = list(_recover(child, value[field], _join(key, field), _join(name, field)))
+            inner_candidates = list(_recover(child, value[field], join(key, field), join(name, field)))
             candidates = [{**outer, **inner} for outer in candidates for inner in inner_candidates or [{}]]
         yield from candidates
     elif isinstance(node, list) and isinstance(value, list) and len(node) == len(value):
@@ -326,79 +265,6 @@ def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, A
         yield {}
 
 
-def _parse(node: Any, key: str, document: Document) -> Any:
-    if isinstance(node, dict):
-        if len(node) == 1 and next(iter(node)) in _KINDS:
-            ((kind, argument),) = node.items()
-            return _distribution(kind, argument, key, document)
-        return {name: _parse(child, _join(key, str(name)), document) for name, child in node.items()}
-    if isinstance(node, list):
-        return [_parse(child, f"{key}.{i}", document) for i, child in enumerate(node)]
-    return node
-
-
-def _distribution(kind: str, argument: Any, key: str, document: Document) -> Distribution:
-    def wrong(rule: str) -> ConfigError:
-        return document.problem(key, f"{kind}: {rule}", argument)
-
-    if not isinstance(argument, list):
-        raise wrong("takes a list")
-    if kind == "choice":
-        if not argument:
-            raise wrong("needs at least one option")
-        options = tuple(_parse(child, f"{key}.choice.{i}", document) for i, child in enumerate(argument))
-        if any(isinstance(option, Distribution) for option in options):
-            raise wrong("an option may be a value or a mapping, not a distribution")
-        labels = _labels(options)
-        if len(set(labels)) < len(labels):  # 1, 1.0 and true are equal, to Optuna too
-            raise wrong("has the same option twice")
-        return Choice(options, labels)
-    if len(argument) != 2 or not all(_is_number(bound) for bound in argument):
-        raise wrong("takes two numbers, [lower, upper]")
-    low, high = argument
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise wrong("bounds must be finite")
-    if low > high:
-        raise wrong("the lower bound is above the upper one")
-    if kind == "int":
-        if not (isinstance(low, int) and isinstance(high, int)):
-            raise wrong("bounds must be whole numbers")
-        return Int(low, high)
-    if kind == "loguniform":
-        if low <= 0:
-            raise wrong("the lower bound must be greater than 0")
-        return LogUniform(float(low), float(high))
-    return Uniform(float(low), float(high))
-
-
-def _labels(options: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Scalars stand for themselves, lists for their text, a mapping for its `name`.
-
-    A mapping without one is `on` where it is the only mapping (`{choice: [null, {…}]}`), else `option N`.
-    """
-    mappings = sum(isinstance(option, dict) for option in options)
-    labels: list[Any] = []
-    for index, option in enumerate(options):
-        if isinstance(option, dict):
-            name = option.get("name")
-            usable = isinstance(name, str) and name not in labels
-            label: Any = name if usable else "on" if mappings == 1 else f"option {index}"
-        elif isinstance(option, list):
-            label = str(option)
-        else:
-            label = option
-        labels.append(label)
-    return tuple(labels)
-
-
 def _is_open(node: Any) -> bool:
     """Whether there is a distribution in it, other than in a mapping with conditions of its own."""
     return isinstance(node, Distribution) or (isinstance(node, list) and any(map(_is_open, node)))
-
-
-def _join(prefix: str, field: str) -> str:
-    return f"{prefix}.{field}" if prefix else field
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -10,9 +10,10 @@ from rich.table import Table
 
 from prunetune import commands, document, space
 from prunetune import data as datasets
-from prunetune.config import Config, is_active, kept, sweep_from_document, validate
+from prunetune.config import is_active, kept, sweep_from_document, validate
 from prunetune.document import Document
 from prunetune.errors import UserError
+from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning import ledger as ledgers
 from prunetune.tuning import reporting, results

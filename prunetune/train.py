@@ -15,11 +15,12 @@ from rich.console import Console
 
 from prunetune import commands, deploy, document
 from prunetune import data as datasets
-from prunetune.config import Config, from_document
+from prunetune.config import from_document
 from prunetune.data import Dataset
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
+from prunetune.schema import Config
 from prunetune.store import Store
 
 

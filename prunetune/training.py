@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunetune.config import AugmentationConfig, OptimizerConfig, ScheduleConfig
 from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
+from prunetune.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
 from prunetune.sparsity import schedules
 from prunetune.store import Store
 

@@ -13,16 +13,9 @@ from hypothesis import strategies as st
 
 from prunetune import config as configuration
 from prunetune import document, space
-from prunetune.config import (
-    Config,
-    PostPruningConfig,
-    PrePruningConfig,
-    canonical,
-    digest,
-    is_active,
-    kept,
-)
+from prunetune.config import canonical, digest, is_active, kept
 from prunetune.errors import ConfigError, UserError, did_you_mean
+from prunetune.schema import Config, EarlyStoppingConfig, PostPruningConfig, PrePruningConfig
 
 MINIMAL = """\
 name: run
@@ -212,7 +205,7 @@ def test_a_users_model_is_an_import_path_with_further_keys() -> None:
 def test_short_forms_of_named_sections() -> None:
     config = loaded("post_pruning.optimizer.schedule=cosine", "search.early_stopping=asha")
     assert config.post_pruning.optimizer.schedule.name == "cosine"
-    assert config.search.early_stopping == configuration.EarlyStoppingConfig()
+    assert config.search.early_stopping == EarlyStoppingConfig()
     assert loaded("search.early_stopping=null").search.early_stopping is None
 
 

@@ -13,7 +13,8 @@ PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
     ("errors",),
-    ("document",),
+    ("document", "schema"),
+    ("distributions",),
     ("space",),
     ("config",),
     ("sparsity",),

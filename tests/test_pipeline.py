@@ -16,10 +16,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from prunetune import data as datasets
 from prunetune import models, pipeline, training
-from prunetune.config import Config, PostPruningConfig, kept
+from prunetune.config import kept
 from prunetune.data import Dataset
 from prunetune.errors import UserError
 from prunetune.pipeline import PipelineResult, run_pipeline, stage_keys
+from prunetune.schema import Config, PostPruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
 from prunetune.stages import post_pruning

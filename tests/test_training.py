@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunetune.config import AugmentationConfig, OptimizerConfig, PrePruningConfig, ScheduleConfig
 from prunetune.data import Dataset, Split, batches
 from prunetune.data.dataset import split_off_validation
+from prunetune.schema import AugmentationConfig, OptimizerConfig, PrePruningConfig, ScheduleConfig
 from prunetune.stages.pre_pruning import _learner
 from prunetune.stages.stage import state_of
 from prunetune.store import Store

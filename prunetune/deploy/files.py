@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import Config, ModelConfig
 from prunetune.data import Dataset
 from prunetune.errors import UserError
+from prunetune.schema import Config, ModelConfig
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 _FORMAT = 1

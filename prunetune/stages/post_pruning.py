@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetune.config import PostPruningConfig, PruningConfig
 from prunetune.data import batches
+from prunetune.schema import PostPruningConfig, PruningConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.effective import effective_weights
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import MaskConfig, PrePruningConfig, digest
+from prunetune.config import digest
+from prunetune.schema import MaskConfig, PrePruningConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.dynamic import cubic_density
 from prunetune.sparsity.masks import LearnableMask, prunable

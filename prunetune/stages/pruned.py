@@ -8,7 +8,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from prunetune.config import DynamicConfig, PruningConfig, kept
+from prunetune.config import kept
+from prunetune.schema import DynamicConfig, PruningConfig
 from prunetune.sparsity import allocation
 from prunetune.sparsity.dynamic import GROWTH, cubic_density, drop_fraction, move
 from prunetune.sparsity.masks import FixedMask

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import OptimizerConfig, PrePruningConfig, PruningConfig, digest, kept, pattern
+from prunetune.config import digest, kept
 from prunetune.data import Dataset
+from prunetune.schema import OptimizerConfig, PrePruningConfig, PruningConfig, pattern
 from prunetune.sparsity import allocation
 from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack

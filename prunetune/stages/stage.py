@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import training
-from prunetune.config import AugmentationConfig
 from prunetune.data import Dataset
+from prunetune.schema import AugmentationConfig
 from prunetune.store import Artefact, Store
 from prunetune.training import Curve, DivergedError, EpochCheckpoint, Learner
 

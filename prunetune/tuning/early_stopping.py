@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from prunetune.config import Config, EarlyStoppingConfig
+from prunetune.schema import Config, EarlyStoppingConfig
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import TrialRecord
 

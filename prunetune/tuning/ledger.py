@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prunetune import space
-from prunetune.config import SEARCHABLE, Config, canonical, digest, is_active, validate
+from prunetune.config import SEARCHABLE, canonical, digest, is_active, validate
 from prunetune.document import Document
 from prunetune.errors import ConfigError, UserError
+from prunetune.schema import Config
 from prunetune.store import Store
 
 try:

@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from prunetune import document
-from prunetune.config import SEARCHABLE, Config
+from prunetune.config import SEARCHABLE
+from prunetune.schema import Config
 from prunetune.space import flatten
 from prunetune.store import Store
 from prunetune.tuning.ledger import TrialRecord, density_name, trial_config

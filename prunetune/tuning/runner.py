@@ -26,8 +26,9 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import tune
 
-from prunetune.config import Config, most_epochs
+from prunetune.config import most_epochs
 from prunetune.errors import UserError
+from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import PerDensityAsha

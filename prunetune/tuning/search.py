@@ -22,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from ray.tune.search import Searcher
 
 from prunetune import space
-from prunetune.config import Config, is_active
+from prunetune.config import is_active
+from prunetune.schema import Config
 from prunetune.training import seed_of
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord

@@ -22,7 +22,8 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from prunetune import document, space
-from prunetune.config import SEARCHABLE, Config
+from prunetune.config import SEARCHABLE
+from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.ledger import TrialRecord
 

@@ -15,9 +15,9 @@ from ray import tune
 from ray.tune.result import DONE, SHOULD_CHECKPOINT
 
 from prunetune import pipeline
-from prunetune.config import Config
 from prunetune.errors import WorkError
 from prunetune.pipeline import PipelineResult
+from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.ledger import TrialRecord, record_name, trial_config
 

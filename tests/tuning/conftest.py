@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from prunetune import document
-from prunetune.config import Config, sweep_from_document
+from prunetune.config import sweep_from_document
+from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
