@@ -57,7 +57,7 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
     trials = len(search)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, header["sweep_id"], config.name)
-    interrupted = False
+    interrupted, status = False, "failed"
     records = _fitting(ledger, problem)
     try:
         tracker.begin(config, records, {r.uid for r in records if not r.finished})
@@ -72,11 +72,12 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
                 interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view])
+        status = "interrupted" if interrupted else "finished"
     finally:
         records = _fitting(ledger, problem)
         best = results.best_records(records)
         tracker.finish(
-            "interrupted" if interrupted else "finished",
+            status,
             {f"best_val_accuracy_density_{d:g}": r.val_accuracy or 0.0 for d, r in best.items()},
             {
                 f"best/{ledgers.density_name(d)}.yaml": results.best_yaml(r, config, {})

@@ -16,9 +16,9 @@ from prunetune.store import Artefact, Store
 from prunetune.training import Curve, DivergedError, EpochCheckpoint, Learner
 
 Report = dict[str, Any]
-"""Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `reused`, and the metrics. `checkpointed` says
-that the epoch is in the store. A reused epoch was not computed by this trial but is reported all the same,
-so that curves are whole wherever they go."""
+"""Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `last` (the stage is trained), `reused`, and the
+metrics. `checkpointed` says that the epoch is in the store. A reused epoch was not computed by this trial but
+is reported all the same, so that curves are whole wherever they go."""
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def train_stage(
     """
     saved = context.store.load("stages", key)
     if saved is not None:
-        yield from _replay(name, key, saved.meta["curve"], context.owner)
+        yield from _replay(name, key, saved.meta["curve"], context.owner, stop or total)
         return saved
 
     learner = make_learner()
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
     first = len(curve)
-    yield from _replay(name, key, curve, context.owner)
+    yield from _replay(name, key, curve, context.owner, stop or total)
     try:
         for metrics in training.epochs(
             learner,
@@ -81,6 +81,7 @@ def train_stage(
                 "stage": name,
                 "key": key,
                 "stage_epoch": len(curve),
+                "last": len(curve) == (stop or total),
                 "reused": False,
                 "checkpointed": written,
                 **metrics,
@@ -106,12 +107,13 @@ def load_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
             tensor.copy_(tensors[name])
 
 
-def _replay(name: str, key: str, curve: Curve, me: str) -> Iterator[Report]:
+def _replay(name: str, key: str, curve: Curve, me: str, total: int) -> Iterator[Report]:
     for epoch, entry in enumerate(curve, start=1):
         yield {
             "stage": name,
             "key": key,
             "stage_epoch": epoch,
+            "last": epoch == total,
             "reused": entry["owner"] != me,
             "checkpointed": False,
             **{metric: value for metric, value in entry.items() if metric != "owner"},

@@ -43,7 +43,9 @@ class PerDensityAsha(DriverOnly, FIFOScheduler):  # type: ignore[misc]
         asha = self._of(trial)
         if asha is None or "post_epoch" not in result or result.get("done"):
             return str(TrialScheduler.CONTINUE)
-        return str(asha.on_trial_result(tune_controller, trial, result))
+        decision = str(asha.on_trial_result(tune_controller, trial, result))
+        # A rung at the very end compares, but there is nothing left to save.
+        return str(TrialScheduler.CONTINUE) if result.get("last") else decision
 
     def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
         return self._by_density[trial.config["density"]]

@@ -134,4 +134,8 @@ def _last_failure(error_file: str | None) -> str:
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in ("stage_epoch", "checkpointed", "key")}
+    return {
+        key: value
+        for key, value in report.items()
+        if key not in ("stage_epoch", "last", "checkpointed", "key")
+    }

@@ -120,7 +120,10 @@ class Tracker:
         self._queue.put(lambda: self._close_run(record))
 
     def finish(self, status: str, summary: dict[str, float], files: dict[str, str]) -> None:
-        """End the parent run: `summary` as metrics, `files` as artifacts; trials still open are KILLED."""
+        """End the parent run as finished, failed or interrupted; trials still open are KILLED.
+
+        `summary` becomes metrics, `files` artifacts.
+        """
 
         def finish() -> None:
             assert self._client is not None
@@ -131,7 +134,8 @@ class Tracker:
             for name, text in files.items():
                 self._client.log_text(self._parent, text, name)
             self._client.set_tag(self._parent, "status", status)
-            self._client.set_terminated(self._parent, "KILLED" if status == "interrupted" else "FINISHED")
+            ended = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status]
+            self._client.set_terminated(self._parent, ended)
 
         self._queue.put(finish)
 

@@ -34,6 +34,14 @@ def test_the_worse_half_stops_within_a_density(tmp_path: Path) -> None:
     assert decisions == ["CONTINUE", "STOP", "CONTINUE"]
 
 
+def test_a_trial_is_not_stopped_after_its_last_epoch(tmp_path: Path) -> None:
+    asha = make(tmp_path)
+    for name, value in (("a", 0.9), ("b", 0.5)):
+        t = trial(name, 0.1)
+        asha.on_trial_add(None, t)
+        assert asha.on_trial_result(None, t, result(1, value) | {"last": True}) == "CONTINUE"
+
+
 def test_a_sparser_trial_is_not_compared_with_a_denser_one(tmp_path: Path) -> None:
     asha = make(tmp_path)
     for number in range(5):
