@@ -84,7 +84,8 @@ def _over_seeds(trials: pd.DataFrame) -> str:
     if not len(done):
         return ", ".join(sorted(set(trials["status"])))
     configuration = [name for name in done.columns if "." in name]
-    groups = done.groupby(done[configuration].astype(str).agg("|".join, axis=1), sort=False)
+    # As text: values may be lists, or missing where a section is off.
+    groups = done.groupby(done[configuration].apply(lambda row: repr(row.tolist()), axis=1), sort=False)
     best = done.loc[groups.groups[groups["val_accuracy"].mean().idxmax()], "test_accuracy"] * 100
     spread = f" ± {best.std():.1f}" if len(best) > 1 else ""
     return f"{best.mean():.1f}{spread} ({len(best)})"

@@ -142,6 +142,8 @@ def seeds(test: dict[tuple[float, str], list[float]], val: dict[str, float]) -> 
                 "seed": number,
                 "pre_pruning.optimizer.lr": lr,
                 "model.hidden": [8, 8],
+                "pre_pruning.mask.lambda2": None,
+                "pruning.scoring_rounds": float("nan"),
                 "val_accuracy": val[lr],
                 "test_accuracy": value,
                 "status": "complete",
