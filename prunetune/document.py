@@ -80,9 +80,9 @@ def parse(text: str, source: str) -> Document:
 
 
 def read(path: str | Path) -> Document:
-    """Read a YAML file, on top of the file that its key `extends` names (relative to it), if there is one.
+    """Read a YAML file, on top of the file (or files, in order) that its key `extends` names, if any.
 
-    Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
+    Their paths are relative to it. Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
     where a file is missing, unreadable, or extends itself.
     """
     return _read(Path(path), ())
@@ -92,27 +92,35 @@ def _read(path: Path, above: tuple[Path, ...]) -> Document:
     own = _read_one(path)
     if "extends" not in own.tree:
         return own
-    base_name = own.tree["extends"]
-    if not isinstance(base_name, str):
-        raise own.problem("extends", "must be the path of a YAML file", base_name)
+    given = own.tree["extends"]
+    names = given if isinstance(given, list) else [given]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise own.problem("extends", "must be the path of a YAML file, or a list of them", given)
     chain = (*above, path.resolve())
-    base_path = path.parent / base_name
-    if base_path.resolve() in chain:
-        raise own.problem("extends", "a file cannot extend itself, directly or through others", base_name)
-    try:
-        base = _read(base_path, chain)
-    except UserError as error:
-        if base_path.is_file():
-            raise
-        raise own.problem("extends", f"no such file ({error})", base_name) from None
-    tree = {key: value for key, value in own.tree.items() if key != "extends"}
-    places = {key: place for key, place in own.places.items() if key != "extends"}
-    merged, replaced = _merge(base.tree, tree)
+    merged = Document(own.source, {})
+    for name in names:
+        base_path = path.parent / name
+        if base_path.resolve() in chain:
+            raise own.problem("extends", "a file cannot extend itself, directly or through others", name)
+        try:
+            merged = _over(merged, _read(base_path, chain))
+        except UserError as error:
+            if base_path.is_file():
+                raise
+            raise own.problem("extends", f"no such file ({error})", name) from None
+    del own.tree["extends"]
+    return _over(merged, Document(own.source, own.tree, own.places))
+
+
+def _over(base: Document, own: Document) -> Document:
+    """`own` merged over `base`, each key with the place where its value was written."""
+    merged, replaced = _merge(base.tree, own.tree)
     kept = {
         key: place
         for key, place in base.places.items()
         if not any(key == gone or key.startswith(gone + ".") for gone in replaced)
     }
+    places = {key: place for key, place in own.places.items() if not key.startswith("extends")}
     return Document(own.source, merged, kept | places)
 
 

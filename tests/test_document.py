@@ -268,9 +268,23 @@ def test_a_grandchild_may_switch_off_and_lie_in_another_folder(family: Path) -> 
     assert (tree["mask"], tree["name"]) == (None, "child")
 
 
+def test_several_files_are_laid_one_over_the_other(family: Path) -> None:
+    (family / "piece.yaml").write_text("mask: {c: 9}\nname: piece\n")
+    (family / "both.yaml").write_text("extends: [child.yaml, piece.yaml]\nlist: []\n")
+    both = document.read(family / "both.yaml")
+    assert (both.tree["mask"], both.tree["name"], both.tree["list"]) == (
+        {"a": 1, "b": 3, "c": 9},
+        "piece",
+        [],
+    )
+    assert both.where("mask.c") == f"{family / 'piece.yaml'}:1"
+    assert "extends" not in both.tree
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ("extends: []\n", r"a\.yaml:1: extends = \[\]: must be the path of a YAML file, or a list"),
         ("extends: nowhere.yaml\n", r"a\.yaml:1: extends = 'nowhere\.yaml': no such file"),
         ("extends: 3\n", r"a\.yaml:1: extends = 3: must be the path of a YAML file"),
         ("extends: a.yaml\n", r"a\.yaml:1: extends = 'a\.yaml': a file cannot extend itself"),
