@@ -160,6 +160,17 @@ def most_epochs(template: Mapping[str, Any], stage: str) -> int:
     return most
 
 
+def most_round_epochs(template: Mapping[str, Any]) -> int:
+    """The most epochs that a trial's pruning stage can train: of iterative rounds, and to rewind."""
+    most = 0
+    for assignment in space.assignments(template, is_active):
+        pruning = Config.model_validate(space.at(template, assignment, is_active)).pruning
+        rounds = pruning.schedule.rounds - 1 if pruning.schedule.name == "iterative" else 0
+        rewind = pruning.rewind if isinstance(pruning.rewind, int) else 0
+        most = max(most, rounds * pruning.schedule.epochs + rewind)
+    return most
+
+
 def validate(tree: dict[str, Any], source: Document) -> Config:
     """A Config from plain values. Raises ConfigError with file, line, key, value and rule of each problem."""
     try:
@@ -184,6 +195,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
             yield "pruning.schedule.start", schedule.start, f"must be less than end = {schedule.end:g}"
         if pruning.criterion != "magnitude":
             yield "pruning.criterion", pruning.criterion, "gradual pruning ranks by magnitude"
+        if pruning.sanity_check in ("shuffle", "invert"):
+            yield "pruning.sanity_check", pruning.sanity_check, "has no effect on gradual pruning"
         if post.dynamic is not None:
             yield "post_pruning.dynamic", post.dynamic.name, "cannot be combined with gradual pruning"
     if pruning.structure != "unstructured" and (schedule.name == "gradual" or post.dynamic is not None):

@@ -82,8 +82,8 @@ def parse(text: str, source: str) -> Document:
 def read(path: str | Path) -> Document:
     """Read a YAML file, on top of the file (or files, in order) that its key `extends` names, if any.
 
-    Their paths are relative to it. Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
-    where a file is missing, unreadable, or extends itself.
+    Their paths are relative to it. Mappings are merged key by key, anything else is replaced, a
+    distribution as a whole. Raises UserError where a file is missing, unreadable, or extends itself.
     """
     return _read(Path(path), ())
 

@@ -215,7 +215,8 @@ def stage_keys(config: Config, data: Dataset) -> StageKeys:
     aimed = config.density if mask is not None and mask.method == "target" else None
     first = digest("pre_pruning", start, canonical(config.pre_pruning), aimed)
     # Rounds without a pre-pruning stage are trained as the third stage is.
-    rounds = canonical(config.post_pruning.optimizer) if config.pre_pruning is None else None
+    alone = config.pre_pruning is None and config.pruning.schedule.name == "iterative"
+    rounds = canonical(config.post_pruning.optimizer) if alone else None
     second = digest("pruning", first, canonical(config.pruning), config.density, rounds)
     third = digest("post_pruning", second, canonical(config.post_pruning))
     return StageKeys(first, second, third)

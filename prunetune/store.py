@@ -152,6 +152,11 @@ class Store:
             if info.is_file and info.base_name.endswith(".json")
         )
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in `folder`, sorted."""
+        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.is_file)
+
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in `folder`, sorted."""
         selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)

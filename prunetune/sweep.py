@@ -8,9 +8,17 @@ from typing import Any
 
 from rich.table import Table
 
-from prunetune import commands, document, space
+from prunetune import commands, document, models, pipeline, space
 from prunetune import data as datasets
-from prunetune.config import is_active, kept, sweep_from_document, validate
+from prunetune.config import (
+    digest,
+    is_active,
+    kept,
+    most_epochs,
+    most_round_epochs,
+    sweep_from_document,
+    validate,
+)
 from prunetune.document import Document
 from prunetune.errors import UserError
 from prunetune.schema import Config
@@ -22,6 +30,15 @@ from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
 def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # before the first trial, after the last one, or a second time
+        again = commands.command_line("sweep", arguments)
+        print(f"interrupted; everything finished so far is kept. To go on:\n  {again}", flush=True)
+        return commands.EXIT_INTERRUPTED
+
+
+def _main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prunetune.sweep",
         description="Search a configuration per density. Running the same command again goes on where it "
@@ -37,12 +54,15 @@ def main(arguments: list[str]) -> int:
         return _dry_run(template, config, source)
 
     data = commands.located(source, lambda: datasets.load(config.data))
-    for variant in _variants(template, source):
+    variants = _variants(template, source)
+    for variant in variants:
         commands.check_model(variant, source, data.shape, data.classes)
+    sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
+    code = digest(pipeline.FORMAT, data.digest, sources)
     store = Store(config.storage).sub(config.name)
     ledgers.check_storage(store)
     with ledgers.exclusive(store):
-        return _sweep(config, Problem.of(template), store, arguments)
+        return _sweep(config, Problem.of(template, code), store, arguments)
 
 
 def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
@@ -60,7 +80,7 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
     interrupted, status = False, "failed"
     records = _fitting(ledger, problem)
     try:
-        tracker.begin(config, records, {r.uid for r in records if not r.finished})
+        tracker.begin(config, records, search.to_reissue)
         if trials:
             finished = sum(r.finished for r in records)
             console.print(
@@ -100,8 +120,8 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
         )
     if unwritten:
         console.print(
-            f"MLflow at {place.uri} was away: {unwritten} entries not written; "
-            "the same command writes them when it is back",
+            f"MLflow at {place.uri}: {unwritten} entries could not be written (above, why); "
+            "the same command tries again",
             markup=False,
         )
     again = commands.command_line("sweep", arguments)
@@ -125,9 +145,9 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
         console.print(f"  python -m prunetune.train {path}", markup=False, soft_wrap=True, highlight=False)
     for path in written:
         console.print(f"  {path}", markup=False, soft_wrap=True, highlight=False)
-    console.print(
-        f"  mlflow ui --backend-store-uri {place.uri}", markup=False, soft_wrap=True, highlight=False
-    )
+    at_server = place.uri.startswith(("http://", "https://"))
+    look = f"MLflow: {place.uri}" if at_server else f"mlflow ui --backend-store-uri {place.uri}"
+    console.print(f"  {look}", markup=False, soft_wrap=True, highlight=False)
     return commands.EXIT_OK if best else commands.EXIT_FAILED
 
 
@@ -167,7 +187,7 @@ def _variants(template: dict[str, Any], source: Document) -> list[Config]:
     for assignment in space.assignments(template, is_active):
         config = validate(space.at(template, assignment, is_active), source)
         post = config.post_pruning
-        key = f"{config.model!r} {post.soft_activation is None} {post.soft_skip is None}"
+        key = repr((config.model, post.soft_activation is None, post.soft_skip is None, config.pruning))
         seen.setdefault(key, config)
     return list(seen.values())
 
@@ -203,7 +223,9 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
         weights = commands.check_model(variant, source, shape, classes)
     finite = space.enumerate_finite(template, is_active)
     per_density = min(config.search.trials_per_density, len(finite) if finite is not None else 10**9)
-    pre, post = _longest(template, "pre_pruning"), _longest(template, "post_pruning")
+    rounds = most_round_epochs(template)
+    pre, post = (most_epochs(template, stage) for stage in ("pre_pruning", "post_pruning"))
+    stages = [pre, rounds, post] if rounds else [pre, post]
     trials = per_density * len(config.densities)
     console.print(f"data: {config.data.name}, images {shape}, {classes} classes", highlight=False)
     console.print(f"model: {config.model.name}, {weights:,} prunable weights", highlight=False)
@@ -215,19 +237,11 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
     stop = config.search.early_stopping
     console.print(
         f"{per_density} trials at each of {len(config.densities)} densities: {trials} trials, at most "
-        f"{trials * (pre + post):,} epochs ({pre} + {post} per trial) before reuse"
+        f"{trials * sum(stages):,} epochs ({' + '.join(map(str, stages))} per trial) before reuse"
         + (" and early stopping" if stop else ""),
         highlight=False,
     )
     return commands.EXIT_OK
-
-
-def _longest(template: dict[str, Any], stage: str) -> int:
-    longest = 0
-    for assignment in space.assignments(template, is_active):
-        section = space.at(template, assignment, is_active).get(stage)
-        longest = max(longest, section["epochs"] if section else 0)
-    return longest
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -112,6 +112,14 @@ def seed_of(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within: the global generators start from `seed` (for dropout and the like); after: as before."""
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 def epochs(
     learner: Learner,
     data: Dataset,
@@ -129,8 +137,7 @@ def epochs(
     every horizon, sees the original network. Raises DivergedError where a loss is not finite.
     """
     for epoch in range(first, total if stop is None else stop):
-        with torch.random.fork_rng(devices=_cuda(data)):
-            torch.manual_seed(seed_of(seed, "modules", epoch))  # dropout and the like
+        with seeded(seed_of(seed, "modules", epoch), data.device):
             loss = train_epoch(
                 learner,
                 data,
@@ -280,7 +287,3 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: d
             position, _, name = full_name.removeprefix(prefix).partition(".")
             state.setdefault(int(position), {})[name] = tensor.clone()
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _cuda(data: Dataset) -> list[int]:
-    return [data.device.index or 0] if data.device.type == "cuda" else []

@@ -279,3 +279,27 @@ def test_rescaling_lowers_the_loss_after_a_step_and_leaves_pruned_weights_and_bu
     assert all(scale >= 0.01 for scale in scales.values())
     assert not net[1].weight[0].any()
     assert torch.equal(net[2].running_mean, mean)
+
+
+@pytest.mark.parametrize("schedule", [{"end": 1.0}, {"end": 1.0, "every": 1000}, {"start": 0.9, "end": 0.99}])
+def test_gradual_pruning_reaches_the_exact_count_whatever_its_end(tiny, tmp_path, schedule) -> None:
+    tree = configured(tiny, pre_pruning=None, pruning={"schedule": {"name": "gradual", **schedule}})
+    result = finished(tree, tmp_path)
+    assert sum(int(mask.sum()) for mask in result.masks.values()) == int(0.2 * TOTAL)
+
+
+@pytest.mark.parametrize("name", ["rigl", "set", "gradual"])
+def test_a_moving_mask_over_weights_that_diverged_is_a_divergence(tiny, tmp_path, name: str) -> None:
+    tree = configured(tiny, **METHODS[name])
+    tree["pre_pruning"] = None
+    tree["post_pruning"]["optimizer"] = {"name": "sgd", "lr": 1e30}
+    assert finished(tree, tmp_path).status == "diverged"
+
+
+@pytest.mark.parametrize("name", ["grasp", "lrsi"])
+def test_second_derivatives_work_through_attention(tiny, tmp_path, name: str) -> None:
+    vit = {"name": "vit_tiny", "dim": 12, "depth": 1, "heads": 2}
+    tree = configured(tiny, **METHODS[name])
+    tree["model"] = vit
+    tree["post_pruning"]["epochs"] = 1
+    assert finished(tree, tmp_path).status in ("complete", "collapsed")

@@ -872,7 +872,7 @@ def test_the_stored_network_before_pruning_is_theta_times_the_mask(small: Tree, 
     two = store.load("checkpoints", name.removeprefix("checkpoints/"))
     assert two is not None
     names = ("hidden.0.0.weight", "hidden.1.0.weight", "head.weight")
-    theta, m = two.tensors["mask.theta"], two.tensors["mask.mask"]
+    theta, m = two.tensors["prunetune:theta"], two.tensors["prunetune:mask"]
     assert torch.equal(torch.cat([two.tensors[n].flatten() for n in names]), theta * m)
     assert 0 <= m.min() < m.max() <= 1
     stepper.close()

@@ -197,7 +197,7 @@ def test_weight_decay_acts_on_weights_and_never_on_masks(name: str) -> None:
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
     learner = _learner(config, model)
-    mask = learner.tensors["mask.mask"]
+    mask = learner.tensors["prunetune:mask"]
     # With θ = 0 the mask's gradient g⊙θ is zero in the first step, so only a decay could move it.
     one_epoch(learner, toy_data(), batch_size=40)
     assert torch.equal(mask, torch.full_like(mask, 0.75))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunetune.sparsity.masks import prunable
 
@@ -81,8 +82,10 @@ def grasp(scene: Scene, temperature: float = 200.0) -> Scores:
         return torch.autograd.grad(loss, weights, create_graph=graph)
 
     fixed = gradients(graph=False)
-    product = torch.stack([(g * f).sum() for g, f in zip(gradients(graph=True), fixed, strict=True)]).sum()
-    hessian_gradient = torch.autograd.grad(product, weights)
+    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+        pairs = zip(gradients(graph=True), fixed, strict=True)
+        product = torch.stack([(g * f).sum() for g, f in pairs]).sum()
+        hessian_gradient = torch.autograd.grad(product, weights)
     return {
         name: weight.detach() * hg for name, weight, hg in zip(names, weights, hessian_gradient, strict=True)
     }

@@ -28,11 +28,12 @@ from prunetune.training import (
     make_optimizer,
     make_schedule,
     seed_of,
+    seeded,
 )
 
 logger = logging.getLogger(__name__)
 
-_MASK = "mask."
+_MASK = "prunetune:mask:"  # no parameter has such a name
 
 
 def run(
@@ -60,7 +61,8 @@ def run(
         fixed = FixedMask(prunable(model), masks)
         fixed.apply()
         if config.rescaled_init is not None:
-            rescale(model, _endless(context), **config.rescaled_init.model_dump())
+            with seeded(seed_of(context.seed, "rescaling"), context.data.device):
+                rescale(model, _endless(context), **config.rescaled_init.model_dump())
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
         seed = seed_of(context.seed, "post_pruning")
         constraint: Constraint = Pruned(fixed)

@@ -63,7 +63,7 @@ def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -
             # Adam whatever the weights use: M's gradient g⊙θ spans orders of magnitude between layers.
             torch.optim.Adam([mask.mask], lr=config.mask.lr),
         ],
-        {**state_of(model), "mask.theta": mask.theta.detach(), "mask.mask": mask.mask.detach()},
+        {**state_of(model), "prunetune:theta": mask.theta.detach(), "prunetune:mask": mask.mask.detach()},
         factor,
         MaskLearning(mask, config.mask, density),
     )

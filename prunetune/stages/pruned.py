@@ -13,7 +13,7 @@ from prunetune.schema import DynamicConfig, PruningConfig
 from prunetune.sparsity import allocation
 from prunetune.sparsity.dynamic import GROWTH, cubic_density, drop_fraction, move
 from prunetune.sparsity.masks import FixedMask
-from prunetune.training import Metrics, seed_of
+from prunetune.training import DivergedError, Metrics, seed_of
 
 
 @final
@@ -93,6 +93,7 @@ class Dynamic:
         fraction = drop_fraction(time, self._config.end, self._config.alpha)
         for name, mask in self._mask.masks.items():
             weight = self._mask.weights[name]
+            _check(weight)
             gradient = weight.grad if weight.grad is not None else torch.zeros_like(weight)
             growth = GROWTH[self._config.name](gradient, generator=generator)
             old = mask.bool()
@@ -118,8 +119,12 @@ class Gradual:
     def before_step(self, time: float, step: int) -> bool:
         """Close the mask a little further, when it is time; once more just after the end."""
         schedule = self._config.schedule
-        density = cubic_density(time, schedule.start, schedule.end, 1.0, self._density)
-        if time >= schedule.start and (step % schedule.every == 0 or density == self._density):
+        step_time = time / step if step else 0.0
+        if time + step_time >= schedule.end:  # no later step is before the end
+            density = self._density
+        else:
+            density = cubic_density(time, schedule.start, schedule.end, 1.0, self._density)
+        if density == self._density or (time >= schedule.start and step % schedule.every == 0):
             self._close(density, step)
         return True
 
@@ -146,6 +151,8 @@ class Gradual:
         )
         if count >= self._count():
             return
+        for weight in self._mask.weights.values():
+            _check(weight)
         masks = allocation.unstructured(
             {name: weight.detach().abs() for name, weight in self._mask.weights.items()},
             count,
@@ -157,6 +164,12 @@ class Gradual:
         for name, mask in masks.items():
             self._mask.masks[name].copy_(mask)
         self._mask.apply()
+
+
+def _check(weight: Tensor) -> None:
+    """Raise DivergedError where a mask would have to be chosen among NaN."""
+    if not torch.isfinite(weight).all():
+        raise DivergedError
 
 
 def _reset(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor) -> None:

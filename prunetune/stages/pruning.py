@@ -18,7 +18,7 @@ from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.stages import pre_pruning
 from prunetune.stages.pruned import Pruned
 from prunetune.stages.stage import Context, Report, load_state, state_of, train_stage
-from prunetune.training import Learner, make_optimizer, make_schedule, seed_of
+from prunetune.training import Learner, make_optimizer, make_schedule, seed_of, seeded
 
 State = dict[str, Tensor]
 
@@ -84,7 +84,8 @@ def prune(
     for number in range(1, rounds + 1):
         if masks is not None:
             FixedMask(weights, masks).apply()
-        scores = CRITERIA[config.criterion](Scene(model, images, labels, generator))
+        with seeded(seed_of(seed, "scoring", number), images.device):
+            scores = CRITERIA[config.criterion](Scene(model, images, labels, generator))
         if config.sanity_check == "invert":
             scores = {name: -score for name, score in scores.items()}
         # The last round asks for the exact count; the ones before fall geometrically towards it.

@@ -37,6 +37,7 @@ FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
+    `code` stands for what a configuration does not say (`Problem.code`).
     `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
     metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
     """
@@ -47,6 +48,7 @@ class TrialRecord:
     space: str
     params: dict[str, Any]
     tree: dict[str, Any]
+    code: str = ""
     status: Status = "running"
     val_accuracy: float | None = None
     test_accuracy: float | None = None
@@ -89,10 +91,11 @@ class Ledger:
         return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
 
     def propose(
-        self, density: float, space_hash: str, params: dict[str, Any], tree: dict[str, Any]
+        self, density: float, space_hash: str, params: dict[str, Any], tree: dict[str, Any], code: str = ""
     ) -> TrialRecord:
         """A new record with the next number at this density, published."""
-        record = TrialRecord(uuid.uuid4().hex, density, self.next_number(density), space_hash, params, tree)
+        number = self.next_number(density)
+        record = TrialRecord(uuid.uuid4().hex, density, number, space_hash, params, tree, code)
         self.publish(record)
         return record
 
@@ -108,24 +111,33 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a sweep searches: the template, its hash, and a description of each part for people."""
+    """What a sweep searches: the template, its hash, and a description of each part for people.
+
+    `code` is a digest of what determines results beside the configuration: a user's own model code, the
+    data's content, this project's version of the computation.
+    """
 
     template: dict[str, Any]
     hash: str
     described: dict[str, str]
+    code: str = ""
 
     @classmethod
-    def of(cls, template: dict[str, Any]) -> Problem:
+    def of(cls, template: dict[str, Any], code: str = "") -> Problem:
         """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
             for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
             if key != "data.root" and value is not None
         }
-        return cls(template, digest(_plain(template)), described)
+        if code:
+            described["(content of the data, and code)"] = code[:12]
+        return cls(template, digest(_plain(template), code), described, code)
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """The record's parameters in this space, or None where it is not one of its points."""
+        if record.code != self.code:
+            return None
         try:
             values = validate({**record.tree, "densities": [record.density]}, _RECORDED).tree()
         except ConfigError:  # recorded under an older schema

@@ -47,8 +47,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._store = store
         self._listeners = listeners
         self._begun: dict[str, float] = {}
+        self._ended: set[str] = set()
         self._failures = 0
-        self._results = 0
+        self._results = len(search.past)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Called when a worker takes the trial, also again after one was lost."""
@@ -64,6 +65,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         """New epochs; perhaps the last ones."""
         record = self._records[trial.trial_id]
         reports = [_plain(report) for report in result["reports"]]
+        # After a worker was lost the trial goes on from its last checkpoint: some epochs come twice.
+        seen = record.curve[-1]["epoch"] if record.curve else 0
+        reports = [report for report in reports if report["epoch"] > seen]
         record.curve.extend(reports)
         if reports:
             for listener in self._listeners:
@@ -113,6 +117,9 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         return self._results == 0 and self._failures >= _HOPELESS
 
     def _end(self, record: TrialRecord) -> None:
+        if record.uid in self._ended:  # Tune runs a trial again when its worker dies while saving
+            return
+        self._ended.add(record.uid)
         record.seconds = time.monotonic() - self._begun.get(record.uid, time.monotonic())
         if record.status == "failed":
             self._failures += 1

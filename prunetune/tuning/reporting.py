@@ -12,7 +12,8 @@ from prunetune.store import Store
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
     """The best finished trial of each density by validation accuracy, density from high to low."""
-    usable = frame[frame["status"].isin(["complete", "collapsed"]) & frame["val_accuracy"].notna()]
+    done = frame["status"].isin(["complete", "collapsed"]) & frame["val_accuracy"].notna()
+    usable = frame[done & (frame["nonzero"] > 0)]
     ranked = usable.assign(_complete=usable["status"] == "complete").sort_values(
         ["_complete", "val_accuracy", "trial"], ascending=[False, False, True]
     )

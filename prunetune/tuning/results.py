@@ -37,7 +37,8 @@ def best_records(records: Iterable[TrialRecord]) -> dict[float, TrialRecord]:
     """
     best: dict[float, TrialRecord] = {}
     for record in sorted(records, key=lambda r: r.number):
-        if record.status not in ("complete", "collapsed") or record.val_accuracy is None:
+        usable = record.status in ("complete", "collapsed") and record.val_accuracy is not None
+        if not usable or not record.nonzero:  # an all-zero network is a result, but none to train
             continue
         known = best.get(record.density)
         if known is None or _rank(record) > _rank(known):
@@ -103,12 +104,17 @@ def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: C
 
 def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> None:
     """Write `results.parquet` and `best/density-<d>.yaml` into the sweep's folder."""
+    best = best_records(records)
+    for name in store.names("best"):  # of an earlier space
+        if name.removesuffix(".yaml") not in {density_name(density) for density in best}:
+            store.delete_file(f"best/{name}")
     if not records:
+        store.delete_file("results.parquet")
         return
     buffer = io.BytesIO()
     trials_frame(records, run_ids, base).to_parquet(buffer, index=False)
     store.write_file("results.parquet", buffer.getvalue())
-    for density, record in best_records(records).items():
+    for density, record in best.items():
         store.write_file(f"best/{density_name(density)}.yaml", best_yaml(record, base, run_ids).encode())
 
 

@@ -37,6 +37,8 @@ from prunetune.tuning.recorder import Listener, Recorder
 from prunetune.tuning.search import RaySearcher, SweepSearch
 from prunetune.tuning.trainable import PipelineTrainable
 
+logger = logging.getLogger(__name__)
+
 _RETRIES = 3
 """A worker may be lost (a spot machine, an out-of-memory kill) this often per trial."""
 
@@ -46,7 +48,8 @@ def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[L
 
     Raises WorkError when nothing works, UserError when the machine has not what a trial asks for.
     """
-    with _ray() as local, _interruptible() as interrupted:
+    with _interruptible() as interrupted, _ray() as local:
+        interrupted.listen()  # Ray sets handlers of its own when it starts
         resources = _resources(config, local)
         slots = _slots(resources) if local else None
         concurrent = min(filter(None, (config.search.max_concurrent, slots)), default=None)
@@ -117,7 +120,7 @@ def _ray() -> Iterator[bool]:
     # Not address="auto": that also joins another sweep's own Ray on this machine, and dies with it.
     try:
         context = ray.init(include_dashboard=False, **options)
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "the address that `ray start` left")
         raise UserError(f"Ray at {address} cannot be reached: {error}") from None
     # A session is named after the process that started it.
@@ -130,27 +133,43 @@ def _ray() -> Iterator[bool]:
         ray.shutdown()
 
 
-@contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Within: the first SIGINT or SIGTERM sets the event; a second one acts as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+class _Interruption:
+    """Set by the first SIGINT or SIGTERM; a second one acts as it did before."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._before: dict[signal.Signals, Any] = {}
 
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
+    def is_set(self) -> bool:
+        """Whether somebody wants to stop."""
+        return self._event.is_set()
+
+    def listen(self) -> None:
+        """Handle the signals from now on (again)."""
+        if threading.current_thread() is threading.main_thread() and not self.is_set():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before.setdefault(number, signal.getsignal(number))
+                signal.signal(number, self._handle)
+
+    def stop_listening(self) -> None:
+        """Put the handlers of before back."""
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+        self._before = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self._event.set()
+        self.stop_listening()
+
+
+@contextmanager
+def _interruptible() -> Iterator[_Interruption]:
+    interruption = _Interruption()
+    interruption.listen()
+    try:
+        yield interruption
+    finally:
+        interruption.stop_listening()
 
 
 def _resources(config: Config, local: bool) -> dict[str, float]:
@@ -168,6 +187,16 @@ def _resources(config: Config, local: bool) -> dict[str, float]:
                 raise UserError(
                     f"resources.{name} = {wanted:g}: this machine has {there:g}; a trial must fit on it"
                 )
+    elif not any(
+        node["Alive"] and node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
+        for node in ray.nodes()
+    ):
+        logger.warning(
+            "no node of the Ray cluster has %g CPUs and %g GPUs for a trial yet (resources: in the sweep's "
+            "file); waiting for the autoscaler to add one",
+            cpus,
+            gpus,
+        )
     return {"cpu": cpus, "gpu": gpus} if gpus else {"cpu": cpus}
 
 

@@ -142,7 +142,7 @@ class DensitySearch:
 
 
 class SweepSearch:
-    """The queue over all densities: what was under way first, then new proposals, densities in turn."""
+    """The queue over all densities: what was under way, new proposals (densities in turn), what failed."""
 
     def __init__(self, config: Config, problem: Problem, ledger: Ledger) -> None:
         self._config = config
@@ -154,7 +154,8 @@ class SweepSearch:
         }
         self._issued = dict.fromkeys(config.densities, 0)
         self._exhausted: set[float] = set()
-        self._again: list[TrialRecord] = []
+        self._again: list[TrialRecord] = []  # under way when the driver ended
+        self._failed: list[TrialRecord] = []
         self.past: list[TrialRecord] = []
         for record in ledger.records():
             if record.density not in self._searches:
@@ -168,7 +169,7 @@ class SweepSearch:
                 self.past.append(record)
             if record.space == problem.hash:
                 if not record.finished:
-                    self._again.append(record)
+                    (self._failed if record.status == "failed" else self._again).append(record)
                 self._issued[record.density] += 1
         # In the order in which they were proposed first.
         self._again.sort(key=lambda r: (r.number, config.densities.index(r.density)))
@@ -176,7 +177,12 @@ class SweepSearch:
     def __len__(self) -> int:
         """How many trials are still to be started, if no space is exhausted before."""
         missing = sum(self.total(density) - issued for density, issued in self._issued.items())
-        return missing + len(self._again)
+        return missing + len(self._again) + len(self._failed)
+
+    @property
+    def to_reissue(self) -> set[str]:
+        """The uids of recorded trials that will run again."""
+        return {record.uid for record in (*self._again, *self._failed)}
 
     def total(self, density: float) -> int:
         """How many trials this density has, in this space, when the sweep is done."""
@@ -189,11 +195,7 @@ class SweepSearch:
     def next(self) -> TrialRecord | None:
         """The next trial to run, recorded as running; None when all have been started."""
         if self._again:
-            record = self._again.pop(0)
-            record.status, record.curve, record.error = "running", [], None
-            self._searches[record.density].reissue(record)
-            self._ledger.publish(record)
-            return record
+            return self._reissue(self._again.pop(0))
         open_densities = [
             density
             for density in self._config.densities
@@ -208,11 +210,18 @@ class SweepSearch:
                 open_densities.remove(density)
                 continue
             params, tree = proposal
-            record = self._ledger.propose(density, self._problem.hash, params, tree)
+            record = self._ledger.propose(density, self._problem.hash, params, tree, self._problem.code)
             self._searches[density].started(record)
             self._issued[density] += 1
             return record
-        return None
+        # Last: what failed before may well fail again.
+        return self._reissue(self._failed.pop(0)) if self._failed else None
+
+    def _reissue(self, record: TrialRecord) -> TrialRecord:
+        record.status, record.curve, record.error = "running", [], None
+        self._searches[record.density].reissue(record)
+        self._ledger.publish(record)
+        return record
 
     def tell(self, record: TrialRecord) -> None:
         """Publish how a trial ended, and tell its study."""

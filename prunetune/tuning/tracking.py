@@ -69,6 +69,7 @@ class Tracker:
         # A server that is away is this class's business, not the HTTP client's for minutes per call.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
         self.run_ids: dict[str, str] = {}
         self.place = where
         self._sweep_id = sweep_id
@@ -292,22 +293,22 @@ class Tracker:
 def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str] | None:
     """(text of the configuration, tracking URI) logged with a trial's run; None where no such run is found.
 
-    Looks at `uri`, else at MLFLOW_TRACKING_URI, else at every `<storage>/*/mlflow.db`.
+    Looks at `uri`, else at MLFLOW_TRACKING_URI and every `<storage>/*/mlflow.db`.
     """
     candidates = [uri] if uri else []
-    if not uri and mlflow.is_tracking_uri_set():
-        candidates.append(mlflow.get_tracking_uri())
-    if not candidates:
-        candidates = [f"sqlite:///{path.absolute()}" for path in sorted(Path(storage).glob("*/mlflow.db"))]
+    if not uri:
+        if mlflow.is_tracking_uri_set():
+            candidates.append(mlflow.get_tracking_uri())
+        candidates += [f"sqlite:///{path.absolute()}" for path in sorted(Path(storage).glob("*/mlflow.db"))]
     for candidate in candidates:
-        client = MlflowClient(candidate)
         try:
-            run = client.get_run(run_id)
-            path = f"{run.info.artifact_uri}/config.yaml"
-            text = mlflow.artifacts.load_text(path)
-        except MlflowException:
+            MlflowClient(candidate).get_run(run_id)
+            path = mlflow.artifacts.download_artifacts(
+                run_id=run_id, artifact_path="config.yaml", tracking_uri=candidate
+            )
+            return Path(path).read_text(encoding="utf-8"), candidate
+        except (MlflowException, OSError):
             continue
-        return text, candidate
     return None
 
 

@@ -64,6 +64,6 @@ def finish(
             for e in range(1, epochs + 1)
         ]
     record.epochs_run = len(record.curve)
-    if status == "complete":
+    if status in ("complete", "collapsed"):
         record.test_accuracy, record.nonzero, record.effective_density = value, 10, record.density
     return record

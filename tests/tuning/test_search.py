@@ -8,7 +8,7 @@ import pytest
 from optuna.trial import TrialState
 from tuning.conftest import finish, make_sweep
 
-from prunetune.tuning.ledger import Ledger
+from prunetune.tuning.ledger import Ledger, Problem
 from prunetune.tuning.search import SweepSearch
 
 
@@ -67,7 +67,7 @@ def test_a_trial_under_way_comes_back_first_with_its_number_and_uid(sweep, tmp_p
     assert (again.uid, again.number, again.params) == (killed.uid, killed.number, killed.params)
 
 
-def test_a_failed_trial_is_tried_again_and_a_finished_one_is_not(sweep) -> None:
+def test_a_failed_trial_is_tried_again_last_and_a_finished_one_is_not(sweep) -> None:
     config, problem, ledger = sweep
     search = SweepSearch(config, problem, ledger)
     failed, complete = search.next(), search.next()
@@ -78,9 +78,24 @@ def test_a_failed_trial_is_tried_again_and_a_finished_one_is_not(sweep) -> None:
     search.tell(finish(complete, 0.5))
     rest = SweepSearch(config, problem, Ledger(ledger._store))
     assert len(rest) == 12 - 1
-    again = rest.next()
-    assert again is not None
-    assert (again.uid, again.error) == (failed.uid, None)
+    assert rest.to_reissue == {failed.uid}
+    issued = []
+    while (record := rest.next()) is not None:
+        issued.append((record.uid, record.error))
+    assert len(issued) == 11
+    assert issued[-1] == (failed.uid, None)
+    assert complete.uid not in dict(issued)
+
+
+def test_results_of_other_code_or_data_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    config, problem, ledger = make_sweep(tmp_path)
+    run_all(SweepSearch(config, problem, ledger))
+    other = Problem.of(problem.template, "another digest")
+    search = SweepSearch(config, other, ledger)
+    assert (search.past, len(search)) == ([], 12)
+    assert other.changes(problem.described) == [
+        "(content of the data, and code): was not set, is now another dige"
+    ]
 
 
 @pytest.mark.parametrize(
