@@ -23,7 +23,7 @@ from prunetune.stages.stage import Context, Report
 from prunetune.store import Store
 from prunetune.training import seed_of
 
-FORMAT = 2
+FORMAT = 3
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
 
 

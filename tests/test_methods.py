@@ -303,3 +303,13 @@ def test_second_derivatives_work_through_attention(tiny, tmp_path, name: str) ->
     tree["model"] = vit
     tree["post_pruning"]["epochs"] = 1
     assert finished(tree, tmp_path).status in ("complete", "collapsed")
+
+
+def test_rescaling_leaves_a_network_that_is_cut_through_as_it_is() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(8, 4, bias=False), nn.ReLU(), nn.Linear(4, 3, bias=False))
+    with torch.no_grad():
+        net[3].weight.zero_()
+    before = net[1].weight.clone()
+    batch = (torch.ones(2, 1, 2, 4), torch.tensor([0, 1]))
+    rescale(net, iter([batch] * 20), iterations=10, eta=0.1, gamma=1.0, lr=0.01, min_scale=0.01)
+    assert torch.equal(net[1].weight, before)

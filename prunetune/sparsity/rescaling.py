@@ -70,7 +70,10 @@ def _rescale(
             objective = loss(functional_call(model, stepped, x), y) / eta
         if not torch.isfinite(objective):
             break
-        (scales.grad,) = torch.autograd.grad(objective, [scales])
+        (gradient,) = torch.autograd.grad(objective, [scales])
+        if not torch.isfinite(gradient).all():  # a network that is cut through: ‖g‖ = 0 has no derivative
+            break
+        scales.grad = gradient
         torch.nn.utils.clip_grad_norm_([scales], 1.0)
         optimizer.step()
         with torch.no_grad():
