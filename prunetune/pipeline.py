@@ -19,9 +19,9 @@ from prunetune.data import Dataset
 from prunetune.document import Document
 from prunetune.schema import Config
 from prunetune.stages import post_pruning, pre_pruning, pruning
-from prunetune.stages.stage import Context, Report
+from prunetune.stages.stage import Context, Report, Step
 from prunetune.store import Store
-from prunetune.training import seed_of
+from prunetune.training import EpochWork, seed_of
 
 FORMAT = 3
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
@@ -93,7 +93,7 @@ def run_pipeline(
         config = configuration.load(str(config))
     elif isinstance(config, Mapping):
         config = configuration.from_document(Document("configuration", dict(config)))
-    steps = run(
+    trial = run(
         config,
         store=store or Store(config.storage).sub("store"),
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
@@ -102,7 +102,7 @@ def run_pipeline(
     )
     while True:
         try:
-            metrics = next(steps)
+            metrics = next(trial)
         except StopIteration as end:
             result: PipelineResult = end.value
             return result
@@ -123,18 +123,46 @@ def run(
     Each report has `epoch` (over all stages, from 1) and, in the third stage, `post_epoch`. Closing the
     generator leaves finished stages and the newest epoch checkpoint in the store.
     """
+    trial = steps(config, store=store, device=device, owner=owner, checkpoint_interval=checkpoint_interval)
+    while True:
+        try:
+            step = next(trial)
+        except StopIteration as end:
+            result: PipelineResult = end.value
+            return result
+        if isinstance(step, EpochWork):
+            step.run()
+        else:
+            yield step
+
+
+def steps(
+    config: Config,
+    *,
+    store: Store,
+    device: str = "cpu",
+    owner: str = "run",
+    checkpoint_interval: float = 15.0,
+) -> Generator[Step, None, PipelineResult]:
+    """As `run`, but each epoch that must be trained is yielded too, before its report, to be run.
+
+    Whoever drives several trials can so run their epochs together.
+    """
     started = time.monotonic()
     data = datasets.load(config.data, device)
-    keys = stage_keys(config, data)
+    keys = stage_keys(config, data.digest)
     context = _context(config, data, store, owner, checkpoint_interval)
     epochs = {False: 0, True: 0}  # by whether they were reused
 
-    def counted(stage: Generator[Report, None, Any]) -> Generator[Report, None, Any]:
+    def counted(stage: Generator[Step, None, Any]) -> Generator[Step, None, Any]:
         while True:
             try:
                 report = next(stage)
             except StopIteration as end:
                 return end.value
+            if isinstance(report, EpochWork):
+                yield report
+                continue
             epochs[report["reused"]] += 1
             post = {"post_epoch": report["stage_epoch"]} if report["stage"] == "post_pruning" else {}
             yield {"epoch": sum(epochs.values()), **post, **report}
@@ -197,14 +225,14 @@ def run(
     )
 
 
-def stage_keys(config: Config, data: Dataset) -> StageKeys:
-    """The keys under which the stages of a configuration are stored."""
+def stage_keys(config: Config, data_digest: str) -> StageKeys:
+    """The keys under which the stages of a configuration are stored; `data_digest` as in `Dataset`."""
     model = canonical(config.model)
     for follows_from_data in ("num_classes", "in_channels"):
         model.pop(follows_from_data, None)
     start = digest(
         FORMAT,
-        data.digest,
+        data_digest,
         config.data.batch_size,
         canonical(config.data.augmentation),
         model,

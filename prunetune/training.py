@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -120,6 +120,59 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+@dataclass
+class EpochWork:
+    """One epoch that a stage wants trained and validated.
+
+    Stages yield it and go on when they are resumed. So whoever drives several trials can compute their
+    epochs as one batched program, and nothing of it is the stages' business.
+    """
+
+    learner: Learner
+    data: Dataset
+    epoch: int
+    """From 0."""
+    total: int
+    batch_size: int
+    augmentation: AugmentationConfig | None
+    seed: int
+    metrics: Metrics | None = None
+    """Of the finished epoch; a loss that is not finite says that training diverged."""
+
+    def run(self) -> None:
+        """Train the epoch, and validate the network as it will be at the start of the next one.
+
+        So the last validation, after every horizon, sees the original network.
+        """
+        learner, data = self.learner, self.data
+        self.metrics = {"train_loss": math.nan}
+        with seeded(seed_of(self.seed, "modules", self.epoch), data.device), suppress(DivergedError):
+            self.metrics["train_loss"] = train_epoch(
+                learner,
+                data,
+                self.epoch,
+                total=self.total,
+                batch_size=self.batch_size,
+                augmentation=self.augmentation,
+                seed=self.seed,
+            )
+        if not math.isfinite(self.metrics["train_loss"]):
+            return
+        learner.constraint.before_evaluation()
+        with learner.smoothing(self.epoch + 1).context():
+            accuracy, validation_loss = evaluate(learner.model, data, data.validation)
+        self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
+
+    def result(self) -> Metrics:
+        """The epoch's metrics; it is run now, alone, if nobody has run it. Raises DivergedError."""
+        if self.metrics is None:
+            self.run()
+        assert self.metrics is not None
+        if not all(math.isfinite(self.metrics.get(name, math.nan)) for name in ("train_loss", "val_loss")):
+            raise DivergedError
+        return self.metrics
+
+
 def epochs(
     learner: Learner,
     data: Dataset,
@@ -130,36 +183,10 @@ def epochs(
     seed: int,
     first: int = 0,
     stop: int | None = None,
-) -> Iterator[Metrics]:
-    """Train from epoch `first` to `total`, or only to `stop`; yields each epoch's metrics when it is done.
-
-    After epoch e the network is validated as it will be at time e + 1, so the last validation, after
-    every horizon, sees the original network. Raises DivergedError where a loss is not finite.
-    """
+) -> Iterator[EpochWork]:
+    """The work of epochs `first` to `total`, or only to `stop`."""
     for epoch in range(first, total if stop is None else stop):
-        with seeded(seed_of(seed, "modules", epoch), data.device):
-            loss = train_epoch(
-                learner,
-                data,
-                epoch,
-                total=total,
-                batch_size=batch_size,
-                augmentation=augmentation,
-                seed=seed,
-            )
-        if not math.isfinite(loss):
-            raise DivergedError
-        learner.constraint.before_evaluation()
-        with learner.smoothing(epoch + 1).context():
-            accuracy, validation_loss = evaluate(learner.model, data, data.validation)
-        if not math.isfinite(validation_loss):
-            raise DivergedError
-        yield {
-            "train_loss": loss,
-            "val_loss": validation_loss,
-            "val_accuracy": accuracy,
-            **learner.constraint.measure(),
-        }
+        yield EpochWork(learner, data, epoch, total, batch_size, augmentation, seed)
 
 
 def train_epoch(

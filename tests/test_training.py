@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunetune import training
 from prunetune.data import Dataset, Split, batches
 from prunetune.data.dataset import split_off_validation
 from prunetune.schema import AugmentationConfig, OptimizerConfig, PrePruningConfig, ScheduleConfig
@@ -24,8 +25,8 @@ from prunetune.training import (
     DivergedError,
     EpochCheckpoint,
     Learner,
+    Metrics,
     Smoothing,
-    epochs,
     evaluate,
     make_optimizer,
     make_schedule,
@@ -52,6 +53,12 @@ def toy_model(seed: int = 0, *, dropout: float = 0.0) -> nn.Sequential:
 
 def optimizer_config(**keys: Any) -> OptimizerConfig:
     return OptimizerConfig.model_validate({"name": "sgd", "lr": 0.1, **keys})
+
+
+def epochs(*arguments: Any, **keywords: Any) -> Iterator[Metrics]:
+    """Each epoch's metrics, run alone."""
+    for work in training.epochs(*arguments, **keywords):
+        yield work.result()
 
 
 def learner_for(model: nn.Module, config: OptimizerConfig, **keys: Any) -> Learner:

@@ -18,7 +18,7 @@ from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.sparsity.rescaling import rescale
 from prunetune.sparsity.smoothing import softened
 from prunetune.stages.pruned import Dynamic, Gradual, Pruned
-from prunetune.stages.stage import Context, Report, load_state, state_of, train_stage
+from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
 from prunetune.store import Artefact
 from prunetune.training import (
     Constraint,
@@ -44,7 +44,7 @@ def run(
     masks: dict[str, Tensor],
     pruning: PruningConfig = PruningConfig(),
     density: float = 1.0,
-) -> Generator[Report, None, Artefact]:
+) -> Generator[Step, None, Artefact]:
     """Train under masks; yields a report per epoch, returns the final network as stored under `key`.
 
     The masks rest, unless `dynamic` moves them or gradual pruning (of `pruning`, to `density`) closes

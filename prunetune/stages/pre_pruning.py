@@ -15,14 +15,14 @@ from prunetune.schema import MaskConfig, PrePruningConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.dynamic import cubic_density
 from prunetune.sparsity.masks import LearnableMask, prunable
-from prunetune.stages.stage import Context, Report, state_of, train_stage
+from prunetune.stages.stage import Context, Step, state_of, train_stage
 from prunetune.store import Artefact
 from prunetune.training import Learner, Metrics, Unconstrained, make_optimizer, make_schedule, seed_of
 
 
 def run(
     config: PrePruningConfig, key: str, context: Context, *, density: float, stop: int | None = None
-) -> Generator[Report, None, Artefact]:
+) -> Generator[Step, None, Artefact]:
     """Train; yields a report per epoch, returns the network (with θ ← θ⊙M) as stored under `key`.
 
     With `stop` the network after that many epochs, under a key of its own. `density` matters to a mask with

@@ -17,7 +17,7 @@ from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.stages import pre_pruning
 from prunetune.stages.pruned import Pruned
-from prunetune.stages.stage import Context, Report, load_state, state_of, train_stage
+from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
 from prunetune.training import Learner, make_optimizer, make_schedule, seed_of, seeded
 
 State = dict[str, Tensor]
@@ -43,7 +43,7 @@ def run(
     pre: PrePruningConfig | None,
     pre_key: str,
     optimizer: OptimizerConfig,
-) -> Generator[Report, None, Pruning]:
+) -> Generator[Step, None, Pruning]:
     """Prune to floor(d·n) weights; yields reports where rounds are trained, else nothing.
 
     `trained` is the network to prune, None the one at its initialization. `optimizer` trains the rounds.
@@ -163,7 +163,7 @@ def _rounds(
     state: State | None,
     rewound: State | None,
     optimizer: OptimizerConfig,
-) -> Generator[Report, None, tuple[dict[str, Tensor], State | None]]:
+) -> Generator[Step, None, tuple[dict[str, Tensor], State | None]]:
     """Iterative pruning: prune, (rewind,) retrain, prune further; the last round is not retrained here."""
     masks: dict[str, Tensor] | None = None
     rounds = config.schedule.rounds
@@ -205,7 +205,7 @@ def _retrain(
 
 def _rewound(
     config: PruningConfig, density: float, context: Context, pre: PrePruningConfig | None, pre_key: str
-) -> Generator[Report, None, State | None]:
+) -> Generator[Step, None, State | None]:
     """The state to go back to, or None for the weights as they are."""
     if config.rewind == "init":
         return _initial(context, pre, seed=None)

@@ -13,12 +13,15 @@ from prunetune import training
 from prunetune.data import Dataset
 from prunetune.schema import AugmentationConfig
 from prunetune.store import Artefact, Store
-from prunetune.training import Curve, DivergedError, EpochCheckpoint, Learner
+from prunetune.training import Curve, DivergedError, EpochCheckpoint, EpochWork, Learner
 
 Report = dict[str, Any]
 """Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `last` (the stage is trained), `reused`, and the
 metrics. `checkpointed` says that the epoch is in the store. A reused epoch was not computed by this trial but
 is reported all the same, so that curves are whole wherever they go."""
+
+Step = Report | EpochWork
+"""What a stage yields: an epoch to be trained, then its report."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def train_stage(
     make_learner: Callable[[], Learner],
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
     stop: int | None = None,
-) -> Generator[Report, None, Artefact]:
+) -> Generator[Step, None, Artefact]:
     """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
 
     With `stop` it ends after that many of them. `finish` gives the tensors and the data to store of a
@@ -64,7 +67,7 @@ def train_stage(
     first = len(curve)
     yield from _replay(name, key, curve, context.owner, stop or total)
     try:
-        for metrics in training.epochs(
+        for work in training.epochs(
             learner,
             context.data,
             total=total,
@@ -74,6 +77,8 @@ def train_stage(
             first=first,
             stop=stop,
         ):
+            yield work
+            metrics = work.result()
             curve.append({**metrics, "owner": context.owner})
             # The last epoch needs no checkpoint: the stage's result follows.
             written = len(curve) < total and checkpoint.save(learner, curve)
