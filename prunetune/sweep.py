@@ -62,7 +62,7 @@ def _main(arguments: list[str]) -> int:
     store = Store(config.storage).sub(config.name)
     ledgers.check_storage(store)
     with ledgers.exclusive(store):
-        return _sweep(config, Problem.of(template, code), store, arguments)
+        return _sweep(config, Problem.of(template, code, data.digest), store, arguments)
 
 
 def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:

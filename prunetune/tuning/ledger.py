@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunetune import space
+from prunetune import pipeline, space
 from prunetune.config import SEARCHABLE, canonical, digest, is_active, validate
 from prunetune.document import Document
 from prunetune.errors import ConfigError, UserError
@@ -37,7 +37,8 @@ FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
-    `code` stands for what a configuration does not say (`Problem.code`).
+    `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of the
+    stages by name, as this record's run had them.
     `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
     metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
     """
@@ -49,6 +50,7 @@ class TrialRecord:
     params: dict[str, Any]
     tree: dict[str, Any]
     code: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
     status: Status = "running"
     val_accuracy: float | None = None
     test_accuracy: float | None = None
@@ -91,11 +93,20 @@ class Ledger:
         return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
 
     def propose(
-        self, density: float, space_hash: str, params: dict[str, Any], tree: dict[str, Any], code: str = ""
+        self, problem: Problem, density: float, params: dict[str, Any], tree: dict[str, Any]
     ) -> TrialRecord:
         """A new record with the next number at this density, published."""
         number = self.next_number(density)
-        record = TrialRecord(uuid.uuid4().hex, density, number, space_hash, params, tree, code)
+        record = TrialRecord(
+            uuid.uuid4().hex,
+            density,
+            number,
+            problem.hash,
+            params,
+            tree,
+            problem.code,
+            problem.stage_keys(tree, density),
+        )
         self.publish(record)
         return record
 
@@ -114,16 +125,17 @@ class Problem:
     """What a sweep searches: the template, its hash, and a description of each part for people.
 
     `code` is a digest of what determines results beside the configuration: a user's own model code, the
-    data's content, this project's version of the computation.
+    data's content, this project's version of the computation. `data` is the data's own (`Dataset.digest`).
     """
 
     template: dict[str, Any]
     hash: str
     described: dict[str, str]
     code: str = ""
+    data: str = ""
 
     @classmethod
-    def of(cls, template: dict[str, Any], code: str = "") -> Problem:
+    def of(cls, template: dict[str, Any], code: str = "", data: str = "") -> Problem:
         """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
@@ -132,7 +144,12 @@ class Problem:
         }
         if code:
             described["(content of the data, and code)"] = code[:12]
-        return cls(template, digest(_plain(template), code), described, code)
+        return cls(template, digest(_plain(template), code), described, code, data)
+
+    def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
+        """The store's keys of a configuration's stages, by name."""
+        config = validate({**tree, "densities": [density]}, _RECORDED)
+        return dataclasses.asdict(pipeline.stage_keys(config, self.data))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """The record's parameters in this space, or None where it is not one of its points."""

@@ -210,7 +210,7 @@ class SweepSearch:
                 open_densities.remove(density)
                 continue
             params, tree = proposal
-            record = self._ledger.propose(density, self._problem.hash, params, tree, self._problem.code)
+            record = self._ledger.propose(self._problem, density, params, tree)
             self._searches[density].started(record)
             self._issued[density] += 1
             return record

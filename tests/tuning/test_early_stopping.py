@@ -7,6 +7,7 @@ from typing import Any
 from tuning.conftest import finish, make_sweep
 
 from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.search import SweepSearch
 
 
 def trial(name: str, density: float) -> Any:
@@ -66,8 +67,9 @@ def test_pre_pruning_accuracy_neither_stops_nor_raises_the_bar(tmp_path: Path) -
 
 
 def test_the_rungs_of_a_restarted_sweep_hold_what_was_there(tmp_path: Path) -> None:
-    _, problem, ledger = make_sweep(tmp_path)
-    past = [finish(ledger.propose(0.1, problem.hash, {}, {}), 0.9, epochs=9) for _ in range(3)]
+    config, problem, ledger = make_sweep(tmp_path)
+    search = SweepSearch(config, problem, ledger)
+    past = [finish(search.next(), 0.9, epochs=9) for _ in range(6)]  # three at each density
     asha = make(tmp_path, past=past)
     t = trial("new", 0.1)
     asha.on_trial_add(None, t)
