@@ -171,6 +171,9 @@ class PrePruningConfig(Section):
     optimizer: OptimizerConfig
     initializer: Initializer = "default"
     mask: MaskConfig | None = None
+    chance_patience: float | None = Field(
+        0.25, gt=0, le=1, description="end as collapsed after this share of the epochs (3 at least) at chance"
+    )
 
 
 class PruningScheduleConfig(Section):
@@ -280,6 +283,9 @@ class SearchConfig(Section):
 
     sampler: Literal["tpe", "random"] = "tpe"
     trials_per_density: int = Field(32, ge=1)
+    exploration: float = Field(
+        0.25, gt=0, le=1, description="share of the trials that pre-train a new network; others branch"
+    )
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(_named)] = EarlyStoppingConfig()
     max_concurrent: int | None = Field(None, ge=1)
 

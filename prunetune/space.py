@@ -120,14 +120,19 @@ def assignments(
 
 
 def enumerate_finite(
-    template: Mapping[str, Any], active: Active, limit: int = 1000
+    template: Mapping[str, Any],
+    active: Active,
+    limit: int = 1000,
+    *,
+    fixed: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]] | None:
     """All distinct parameter assignments of a space, or None where it has more than `limit`.
 
-    A space with a float distribution that is not a single point counts as infinite.
+    Only those in which the parameters in `fixed` have these values. A space with a float distribution that
+    is neither fixed nor a single point counts as infinite.
     """
     try:
-        found = list(islice(_enumerate(template, active, {}), limit + 1))
+        found = list(islice(_enumerate(template, active, dict(fixed or {})), limit + 1))
     except _InfiniteError:
         return None
     return found if len(found) <= limit else None

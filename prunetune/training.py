@@ -240,6 +240,11 @@ def evaluate(model: nn.Module, data: Dataset, split: Split) -> tuple[float, floa
     return int(correct) / len(split), float(loss) / len(split)
 
 
+def chance_accuracy(data: Dataset) -> float:
+    """What always naming the most frequent class of the validation split gives, in [0, 1]."""
+    return float(data.validation.labels.bincount().max()) / len(data.validation)
+
+
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     """The configured optimizer over `parameters`, all with the same weight decay."""
     if config.name == "sgd":

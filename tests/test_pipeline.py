@@ -20,10 +20,10 @@ from prunetune.config import kept
 from prunetune.data import Dataset
 from prunetune.errors import UserError
 from prunetune.pipeline import PipelineResult, run_pipeline, stage_keys
-from prunetune.schema import Config, PostPruningConfig
+from prunetune.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
-from prunetune.stages import post_pruning
+from prunetune.stages import post_pruning, pre_pruning
 from prunetune.stages.post_pruning import smoothing_at
 from prunetune.stages.stage import Context, load_state, state_of
 from prunetune.store import Store
@@ -619,6 +619,27 @@ def test_invariant_6_a_longer_stage_does_not_damage_a_finished_shorter_one(
     assert (again.result.epochs_run, again.result.epochs_reused) == (0, 5)
 
 
+@pytest.mark.parametrize(
+    ("accuracies", "hopeless"),
+    [
+        ([], False),
+        ([0.1, 0.1], False),  # fewer than 3
+        ([0.1, 0.1, 0.1], False),  # fewer than a quarter of 16
+        ([0.1, 0.1, 0.1, 0.05], True),
+        ([0.1, 0.1, 0.11, 0.1], False),
+        ([0.3, 0.1, 0.1, 0.1, 0.1], True),
+    ],
+)
+def test_a_stage_at_chance_for_a_quarter_of_its_epochs_is_hopeless(
+    accuracies: list[float], hopeless: bool
+) -> None:
+    section = {"epochs": 16, "optimizer": {"name": "sgd", "lr": 0.1}}
+    curve = [{"val_accuracy": accuracy, "mask_density": 0.5} for accuracy in accuracies]
+    assert pre_pruning.is_hopeless(curve, PrePruningConfig(**section), 0.1) is hopeless
+    patient = PrePruningConfig(**section, chance_patience=None)
+    assert pre_pruning.is_hopeless(curve, patient, 0.1) is False
+
+
 # --- invariant 7
 
 
@@ -646,7 +667,7 @@ def test_invariant_7_a_mask_that_closes_wholly_is_a_collapse(small: Tree, store:
     ran = drive(change(small, pre_pruning__mask=mask), store)
     result = ran.result
     assert result.status == "collapsed"
-    assert [r["stage"] for r in ran.reports] == ["pre_pruning"] * 2
+    assert [(r["stage"], r["last"]) for r in ran.reports] == [("pre_pruning", True)]  # it ends at once
     assert ran.reports[-1]["mask_density"] == 0
     assert result.val_accuracy == ran.reports[-1]["val_accuracy"]
     assert result.test_accuracy is None

@@ -24,6 +24,7 @@ from prunetune.training import (
     Constraint,
     Learner,
     Smoothing,
+    chance_accuracy,
     evaluate,
     make_optimizer,
     make_schedule,
@@ -83,7 +84,6 @@ def run(
         data = context.data
         accuracy, _ = evaluate(learner.model, data, data.validation)
         test_accuracy, _ = evaluate(learner.model, data, data.test)
-        chance = float(data.validation.labels.bincount().max()) / len(data.validation)
         final = {name: learner.tensors[_MASK + name].bool() for name in masks}
         effective = effective_weights(learner.model, final, data.shape)
         cut = [name for name, mask in effective.items() if not mask.any()]
@@ -93,7 +93,7 @@ def run(
             )
         tensors = state_of(learner.model) | {_MASK + name: pack(mask) for name, mask in final.items()}
         return tensors, {
-            "status": "complete" if accuracy > chance else "collapsed",
+            "status": "complete" if accuracy > chance_accuracy(data) else "collapsed",
             "val_accuracy": accuracy,
             "test_accuracy": test_accuracy,
             "nonzero": sum(int(weight.count_nonzero()) for weight in prunable(learner.model).values()),

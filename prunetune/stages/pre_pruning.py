@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from functools import partial
 from typing import Any, final
@@ -17,7 +18,16 @@ from prunetune.sparsity.dynamic import cubic_density
 from prunetune.sparsity.masks import LearnableMask, prunable
 from prunetune.stages.stage import Context, Step, state_of, train_stage
 from prunetune.store import Artefact
-from prunetune.training import Learner, Metrics, Unconstrained, make_optimizer, make_schedule, seed_of
+from prunetune.training import (
+    Curve,
+    Learner,
+    Metrics,
+    Unconstrained,
+    chance_accuracy,
+    make_optimizer,
+    make_schedule,
+    seed_of,
+)
 
 
 def run(
@@ -28,9 +38,18 @@ def run(
     With `stop` the network after that many epochs, under a key of its own. `density` matters to a mask with
     a target only.
 
-    Status `collapsed`: no prunable weight is left. Metrics with a mask: `mask_density` (mean M, the
-    expected density) and `mask_open` (share of M > ½; best near the density that is asked for).
+    Status `collapsed`: no prunable weight is left, or training ended early (`is_hopeless`). Metrics with a
+    mask: `mask_density` (mean M, the expected density) and `mask_open` (share of M > ½; best near the
+    density that is asked for).
     """
+
+    chance = chance_accuracy(context.data)
+    ended_early = False
+
+    def give_up(curve: Curve) -> bool:
+        nonlocal ended_early
+        ended_early = is_hopeless(curve, config, chance)
+        return ended_early
 
     def make_learner() -> Learner:
         model = context.build(None)
@@ -40,11 +59,32 @@ def run(
     def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         learner.constraint.before_evaluation()  # θ ← θ⊙M
         alive = any(bool(weight.any()) for weight in prunable(learner.model).values())
-        return state_of(learner.model), {"status": "complete" if alive else "collapsed"}
+        return state_of(learner.model), {"status": "complete" if alive and not ended_early else "collapsed"}
 
     if stop is not None:
         key = digest(key, "stop", stop)
-    return (yield from train_stage("pre_pruning", key, config.epochs, context, make_learner, finish, stop))
+    return (
+        yield from train_stage(
+            "pre_pruning", key, config.epochs, context, make_learner, finish, stop, give_up
+        )
+    )
+
+
+def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float) -> bool:
+    """Whether a stage with this curve has collapsed: what comes after it would be a waste.
+
+    The mask is all zero (then no gradient opens it again), or accuracy was not above chance over the last
+    `chance_patience` of the stage's epochs, 3 at least.
+    """
+    if not curve:
+        return False
+    if curve[-1].get("mask_density") == 0:
+        return True
+    if config.chance_patience is None:
+        return False
+    patience = max(3, math.ceil(config.chance_patience * config.epochs))
+    recent = curve[-patience:]
+    return len(recent) == patience and all(entry["val_accuracy"] <= chance for entry in recent)
 
 
 def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -> Learner:

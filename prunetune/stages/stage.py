@@ -49,16 +49,18 @@ def train_stage(
     make_learner: Callable[[], Learner],
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
     stop: int | None = None,
+    is_hopeless: Callable[[Curve], bool] = lambda curve: False,
 ) -> Generator[Step, None, Artefact]:
     """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
 
-    With `stop` it ends after that many of them. `finish` gives the tensors and the data to store of a
-    network that did not diverge. The artefact's
+    With `stop` it ends after that many of them, and as soon as `is_hopeless` says so of the curve. `finish`
+    gives the tensors and the data to store of a network that did not diverge. The artefact's
     meta has `status` (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
     """
     saved = context.store.load("stages", key)
     if saved is not None:
-        yield from _replay(name, key, saved.meta["curve"], context.owner, stop or total)
+        curve = saved.meta["curve"]
+        yield from _replay(name, key, curve, context.owner, len(curve))
         return saved
 
     learner = make_learner()
@@ -81,16 +83,19 @@ def train_stage(
             metrics = work.result()
             curve.append({**metrics, "owner": context.owner})
             # The last epoch needs no checkpoint: the stage's result follows.
-            written = len(curve) < total and checkpoint.save(learner, curve)
+            last = len(curve) == (stop or total) or is_hopeless(curve)
+            written = not last and checkpoint.save(learner, curve)
             yield {
                 "stage": name,
                 "key": key,
                 "stage_epoch": len(curve),
-                "last": len(curve) == (stop or total),
+                "last": last,
                 "reused": False,
                 "checkpointed": written,
                 **metrics,
             }
+            if last:
+                break
         tensors, meta = finish(learner)
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}

@@ -38,7 +38,8 @@ class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
     `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of the
-    stages by name, as this record's run had them.
+    stages by name, as this record's run had them; `branched` says
+    that it was proposed as a branch of a pre-pruned network that was there.
     `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
     metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
     """
@@ -51,6 +52,7 @@ class TrialRecord:
     tree: dict[str, Any]
     code: str = ""
     keys: dict[str, str] = field(default_factory=dict)
+    branched: bool = False
     status: Status = "running"
     val_accuracy: float | None = None
     test_accuracy: float | None = None
@@ -93,7 +95,13 @@ class Ledger:
         return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
 
     def propose(
-        self, problem: Problem, density: float, params: dict[str, Any], tree: dict[str, Any]
+        self,
+        problem: Problem,
+        density: float,
+        params: dict[str, Any],
+        tree: dict[str, Any],
+        *,
+        branched: bool = False,
     ) -> TrialRecord:
         """A new record with the next number at this density, published."""
         number = self.next_number(density)
@@ -106,6 +114,7 @@ class Ledger:
             tree,
             problem.code,
             problem.stage_keys(tree, density),
+            branched,
         )
         self.publish(record)
         return record

@@ -70,6 +70,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         reports = [report for report in reports if report["epoch"] > seen]
         record.curve.extend(reports)
         if reports:
+            self._search.progressed(record)
             for listener in self._listeners:
                 listener.epochs(record, reports)
         if result.get("status") == "failed":

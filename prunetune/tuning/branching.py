@@ -1,0 +1,134 @@
+"""Which pre-pruned network the next trial branches from: a bandit over those that the sweep has trained.
+
+Pre-pruning depends neither on the density nor on what comes after it, so a network that one trial has
+trained can be pruned and post-trained by many others, at every density. Here is chosen which, by what the
+branches so far gave. Optuna goes on proposing everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prunetune.tuning.ledger import TrialRecord
+
+_CONFIDENCE = 0.5
+"""Weight of UCB's bonus, in quantiles: of four networks the best gets about half of the branches."""
+_NEAR = 4.0
+"""What another density says counts this many times less per half decade of distance in density."""
+_DOUBT = 0.25
+"""Weight of the opinion that a network is an average one, so that one lucky result is not everything."""
+
+
+@dataclass
+class PrePruned:
+    """A network after pre-pruning, and what was made of it.
+
+    `params` are the parameters by Optuna's names that determine it; `only` the density it belongs to where
+    the mask aims at one. `best` is the best post-pruning validation accuracy of its branches by density,
+    `branches` their number, those under way included.
+    """
+
+    key: str
+    params: dict[str, Any]
+    only: float | None = None
+    best: dict[float, float] = field(default_factory=dict)
+    branches: Counter[float] = field(default_factory=Counter)
+
+
+class Pool:
+    """The pre-pruned networks of a sweep."""
+
+    def __init__(self) -> None:
+        self._networks: dict[str, PrePruned] = {}
+
+    def __len__(self) -> int:
+        return len(self._networks)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._networks
+
+    def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
+        """The network of a record that has come beyond pre-pruning; its parameters in today's space."""
+        mask = (record.tree["pre_pruning"] or {}).get("mask") or {}
+        network = PrePruned(
+            key_of(record), determining(params), record.density if mask.get("method") == "target" else None
+        )
+        self._networks.setdefault(network.key, network)
+
+    def remove(self, key: str) -> None:
+        """The network is not in the store any more."""
+        self._networks.pop(key, None)
+
+    def started(self, record: TrialRecord) -> None:
+        """A branch is under way."""
+        if key_of(record) in self:
+            self._networks[key_of(record)].branches[record.density] += 1
+
+    def ended(self, record: TrialRecord) -> None:
+        """A branch has given what it gives."""
+        accuracies = [entry["val_accuracy"] for entry in record.curve if "post_epoch" in entry]
+        if key_of(record) in self and accuracies:
+            best = self._networks[key_of(record)].best
+            best[record.density] = max(best.get(record.density, 0.0), *accuracies)
+
+    def ranked(self, density: float) -> list[PrePruned]:
+        """The networks that a trial at this density can branch from, the one to take first."""
+        usable = [n for n in self._networks.values() if n.only is None or n.only == density]
+        quantiles = {
+            e: _quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
+        }
+        trials = sum(network.branches[density] for network in usable)
+        scores = {
+            n.key: upper_bound(
+                {e: ranks[n.key] for e, ranks in quantiles.items() if n.key in ranks},
+                density,
+                branches=n.branches[density],
+                trials=trials,
+            )
+            for n in usable
+        }
+        return sorted(usable, key=lambda network: -scores[network.key])  # stable: the oldest first
+
+
+def upper_bound(quantiles: Mapping[float, float], density: float, *, branches: int, trials: int) -> float:
+    """UCB of a network at a density: mean of its quantiles, nearer densities counting more, and a bonus.
+
+    The bonus is ½·√(ln(1 + N)/(1 + n)), with n of the density's N branches its own (Auer et al. 2002).
+    """
+    weights = {e: math.pow(_NEAR, -2 * abs(math.log10(e / density))) for e in quantiles}
+    known = sum(weights[e] * quantile for e, quantile in quantiles.items())
+    mean = (known + _DOUBT * 0.5) / (sum(weights.values()) + _DOUBT)
+    return mean + _CONFIDENCE * math.sqrt(math.log(1 + trials) / (1 + branches))
+
+
+def determining(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a point of the space, what determines the pre-pruned network."""
+    later = ("pruning", "post_pruning")
+    return {name: value for name, value in params.items() if name.split(".")[0].split("[")[0] not in later}
+
+
+def key_of(record: TrialRecord) -> str:
+    """The store's key of a record's pre-pruned network."""
+    return record.keys["pre_pruning"]
+
+
+def _densities(networks: list[PrePruned]) -> list[float]:
+    return sorted({density for network in networks for density in network.best})
+
+
+def _quantiles(values: Mapping[str, float]) -> dict[str, float]:
+    """The share of the values that each is better than or equal to, in (0, 1); ½ for a single one.
+
+    >>> _quantiles({"a": 0.3, "b": 0.9, "c": 0.3})
+    {'a': 0.3333333333333333, 'b': 0.8333333333333334, 'c': 0.3333333333333333}
+    """
+    found = {}
+    for key, value in values.items():
+        below = sum(other < value for other in values.values())
+        equal = sum(other == value for other in values.values())
+        found[key] = (below + equal / 2) / len(values)
+    return found
