@@ -11,7 +11,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
 from prunetune.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
 from prunetune.sparsity import schedules
+from prunetune.sparsity.smoothing import softened
 from prunetune.store import Store
 
 Metrics = dict[str, float]
@@ -76,10 +77,15 @@ class Unconstrained:
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How an epoch departs from plain training: label smoothing α, and a context around the model."""
+    """How an epoch departs from plain training: label smoothing α, PSwish's β (None: ReLU), the skips' γ."""
 
     label_smoothing: float = 0.0
-    context: Callable[[], AbstractContextManager[None]] = nullcontext
+    beta: float | None = None
+    gamma: float = 0.0
+
+    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within, the model has the softer activations and the skips."""
+        return softened(model, beta=self.beta, gamma=self.gamma)
 
 
 @dataclass
@@ -159,7 +165,7 @@ class EpochWork:
         if not math.isfinite(self.metrics["train_loss"]):
             return
         learner.constraint.before_evaluation()
-        with learner.smoothing(self.epoch + 1).context():
+        with learner.smoothing(self.epoch + 1).around(learner.model):
             accuracy, validation_loss = evaluate(learner.model, data, data.validation)
         self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
 
@@ -206,7 +212,7 @@ def train_epoch(
     smoothing = learner.smoothing(epoch)
     model, constraint = learner.model.train(), learner.constraint
     loss_sum = torch.zeros((), device=data.device)
-    with smoothing.context():
+    with smoothing.around(model):
         for index, (x, y) in enumerate(batches(data, batch_size, augmentation, order=order, drawn=drawn)):
             time = (epoch + index / steps) / total
             factor = learner.lr_factor(time)

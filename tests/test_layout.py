@@ -22,7 +22,7 @@ LAYERS = (
     ("deploy",),
     ("training",),
     ("stages",),
-    ("pipeline",),
+    ("pipeline", "vectorized"),
     ("__init__",),  # the package itself: `from prunetune import run_pipeline`
     ("tuning",),
     ("commands",),

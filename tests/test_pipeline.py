@@ -494,9 +494,9 @@ def test_invariant_4_after_the_horizons_there_is_no_smoothing(tiny: Tree, pieces
     plain = model(x)
     config = post_config(tiny, **{name: PIECES[name] for name in pieces})
     for epoch, soft in ((0, True), (1, True), (2, False), (3, False), (4, False)):
-        smoothing = smoothing_at(config, model, epoch)
+        smoothing = smoothing_at(config, epoch)
         assert (smoothing.label_smoothing > 0) is (soft and "label_smoothing" in pieces)
-        with smoothing.context():
+        with smoothing.around(model):
             assert (relus(model) == []) is (soft and "soft_activation" in pieces)
             hooked = sum(len(module._forward_hooks) for module in model.modules())
             assert hooked == (2 if soft and "soft_skip" in pieces else 0)
@@ -512,12 +512,12 @@ def test_invariant_4_values_of_the_smoothing_by_hand(tiny: Tree) -> None:
         label_smoothing={"alpha0": 0.2, "horizon": 1.0},
         soft_activation={"beta0": 1.0, "beta_max": 21.0, "horizon": 0.75},
     )
-    assert [smoothing_at(config, model, e).label_smoothing for e in range(5)] == pytest.approx(
+    assert [smoothing_at(config, e).label_smoothing for e in range(5)] == pytest.approx(
         [0.2, 0.15, 0.1, 0.05, 0.0]
     )
     betas = []
     for epoch in range(4):
-        with smoothing_at(config, model, epoch).context():
+        with smoothing_at(config, epoch).around(model):
             betas.append(getattr(model.hidden[0][1], "beta", None))  # type: ignore[index]
     assert betas == [1.0, pytest.approx(23 / 3), pytest.approx(43 / 3), None]
 
@@ -872,7 +872,7 @@ def test_density_one_is_the_dense_network(small: Tree, store: Store, elsewhere: 
         [training.make_optimizer(post.optimizer, list(model.parameters()))],
         state_of(model),
         training.make_schedule(post.optimizer.schedule),
-        smoothing=lambda epoch: smoothing_at(post, model, epoch),
+        smoothing=lambda epoch: smoothing_at(post, epoch),
     )
     data = datasets.load(config.data)
     seed = training.seed_of(config.seed, "post_pruning")

@@ -45,9 +45,14 @@ def regularizer(mask: Tensor, lambda1: float, lambda2: float) -> Tensor:
 
 
 def mask_gradients(
-    grad: Tensor, theta: Tensor, drawn: Tensor, mask: Tensor, lambda1: float, lambda2: float
+    grad: Tensor,
+    theta: Tensor,
+    drawn: Tensor,
+    mask: Tensor,
+    lambda1: float | Tensor,
+    lambda2: float | Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,).
+    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,), or (K, n) with λ (K, 1).
 
     With B ~ Bernoulli(M) and the straight-through rule ∂B/∂M = 1:
     ∂L/∂θ = g⊙B and ∂L/∂M = g⊙θ + λ1 (1 − 2M) + λ2, in closed form, without autograd through the mask.

@@ -12,15 +12,22 @@ from torch import Tensor, nn
 from prunetune.sparsity.masks import prunable
 
 
-def pswish(t: Tensor, beta: float) -> Tensor:
-    """t · σ(βt): β = 0 is t/2, β → ∞ is ReLU (paper, section 3.2)."""
+def pswish(t: Tensor, beta: float | Tensor) -> Tensor:
+    """t · σ(βt): β = 0 is t/2, β → ∞ is ReLU (paper, section 3.2).
+
+    β may be a tensor () that differs between the trials of a batched program; in it ∞ is ReLU exactly.
+    """
+    if isinstance(beta, Tensor):
+        hard = torch.isinf(beta)
+        soft = t * torch.sigmoid(beta.masked_fill(hard, 0.0) * t)
+        return torch.where(hard, F.relu(t), soft)
     return t * torch.sigmoid(beta * t)
 
 
 class PSwish(nn.Module):
     """`pswish` with a fixed β, in the place of a ReLU."""
 
-    def __init__(self, beta: float) -> None:
+    def __init__(self, beta: float | Tensor) -> None:
         super().__init__()
         self.beta = beta
 
@@ -69,7 +76,7 @@ def skip_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def softened(model: nn.Module, *, beta: float | None, gamma: float) -> Iterator[None]:
+def softened(model: nn.Module, *, beta: float | Tensor | None, gamma: float | Tensor) -> Iterator[None]:
     """Within: PSwish(β) for every ReLU (unless β is None), and g(z) + γ·z around every block.
 
     On leaving, the model is the original one again: same modules, no hooks.
@@ -82,7 +89,7 @@ def softened(model: nn.Module, *, beta: float | None, gamma: float) -> Iterator[
         for parent, name, _ in swapped:
             assert beta is not None
             setattr(parent, name, PSwish(beta))
-        if gamma != 0:
+        if isinstance(gamma, Tensor) or gamma != 0:
 
             def add_skip(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
                 return output + gamma * resized(inputs[0], output.shape)

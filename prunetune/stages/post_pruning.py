@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetune.data import batches
 from prunetune.schema import PostPruningConfig, PruningConfig
@@ -16,7 +16,6 @@ from prunetune.sparsity import schedules
 from prunetune.sparsity.effective import effective_weights
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.sparsity.rescaling import rescale
-from prunetune.sparsity.smoothing import softened
 from prunetune.stages.pruned import Dynamic, Gradual, Pruned
 from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
 from prunetune.store import Artefact
@@ -77,7 +76,7 @@ def run(
             {**state_of(model), **{_MASK + name: mask for name, mask in fixed.masks.items()}},
             make_schedule(config.optimizer.schedule),
             constraint,
-            partial(smoothing_at, config, model),
+            partial(smoothing_at, config),
         )
 
     def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -119,7 +118,7 @@ def final_masks(artefact: Artefact) -> dict[str, Tensor]:
     }
 
 
-def smoothing_at(config: PostPruningConfig, model: nn.Module, epoch: int) -> Smoothing:
+def smoothing_at(config: PostPruningConfig, epoch: int) -> Smoothing:
     """The smoothing at the start of an epoch (from 0): nothing at and after each piece's own horizon."""
     alpha, beta, gamma = 0.0, None, 0.0
     if config.label_smoothing is not None:
@@ -131,7 +130,7 @@ def smoothing_at(config: PostPruningConfig, model: nn.Module, epoch: int) -> Smo
     if config.soft_skip is not None:
         horizon = config.soft_skip.horizon * config.epochs
         gamma = schedules.linear_to_zero(config.soft_skip.gamma0, horizon)(epoch)
-    return Smoothing(alpha, partial(softened, model, beta=beta, gamma=gamma))
+    return Smoothing(alpha, beta, gamma)
 
 
 def _endless(context: Context) -> Iterator[tuple[Tensor, Tensor]]:

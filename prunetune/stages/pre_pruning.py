@@ -118,39 +118,43 @@ class MaskLearning:
     """
 
     def __init__(self, mask: LearnableMask, config: MaskConfig, density: float) -> None:
-        self._mask = mask
-        self._lambda1 = config.lambda1
+        self.mask = mask
+        self.lambda1 = config.lambda1
         self._lambda2 = config.lambda2 if config.method == "penalty" else 0.0
         self._warmup = schedules.rise(config.lambda2_warmup)
-        self._target = (
+        self.target = (
             partial(cubic_density, start=0.0, end=config.target_warmup, initial=config.initial, final=density)
             if config.method == "target"
             else None
         )
         self._time = 0.0
 
+    def lambda2(self, time: float) -> float:
+        """λ2 at a share of the stage."""
+        return self._lambda2 * self._warmup(time)
+
     def before_forward(self, generator: torch.Generator) -> None:
         """A fresh B."""
-        self._mask.draw(generator)
+        self.mask.draw(generator)
 
     def before_step(self, time: float, step: int) -> bool:
         """Gradients of θ and M."""
-        self._mask.take_gradients(self._lambda1, self._lambda2 * self._warmup(time))
+        self.mask.take_gradients(self.lambda1, self.lambda2(time))
         self._time = time
         return True
 
     def after_step(self) -> None:
         """M back into [0, 1], at the target count where there is one."""
-        if self._target is None:
-            self._mask.clip()
+        if self.target is None:
+            self.mask.clip()
         else:
-            self._mask.project(self._target(self._time))
+            self.mask.project(self.target(self._time))
 
     def before_evaluation(self) -> None:
         """θ⊙M."""
-        self._mask.expect()
+        self.mask.expect()
 
     def measure(self) -> Metrics:
         """How sparse the mask is."""
-        mask = self._mask.mask.detach()
+        mask = self.mask.mask.detach()
         return {"mask_density": float(mask.mean()), "mask_open": float((mask > 0.5).float().mean())}

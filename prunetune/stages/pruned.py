@@ -21,7 +21,7 @@ class Pruned:
     """Pruned weights are exactly zero after every step."""
 
     def __init__(self, mask: FixedMask) -> None:
-        self._mask = mask
+        self.mask = mask
 
     def before_forward(self, generator: torch.Generator) -> None:
         """Nothing."""
@@ -32,7 +32,7 @@ class Pruned:
 
     def after_step(self) -> None:
         """Zero what was pruned."""
-        self._mask.apply()
+        self.mask.apply()
 
     def before_evaluation(self) -> None:
         """Nothing: the weights are as they are used."""
