@@ -291,10 +291,15 @@ class SearchConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one trial takes; a fraction of a GPU packs several trials on it."""
+    """What one worker takes; a fraction of a GPU packs several workers on it.
+
+    A worker runs `trials_per_worker` trials side by side, their epochs as batched programs where the model
+    allows it; `auto` is as many as a model of its size leaves room for.
+    """
 
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+    trials_per_worker: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
     @field_validator("cpus", "gpus")
     @classmethod

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, final
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from prunetune.schema import Config, EarlyStoppingConfig
-from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import TrialRecord
 
 
-class PerDensityAsha(DriverOnly, FIFOScheduler):  # type: ignore[misc]
+@final
+class PerDensityAsha:
     """One of Ray's ASHA schedulers per density, fed with post-pruning results alone.
 
     A single ASHA would rank a trial at density 0.001 against one at 0.1, and a pre-pruning accuracy
@@ -21,44 +21,26 @@ class PerDensityAsha(DriverOnly, FIFOScheduler):  # type: ignore[misc]
 
     def __init__(self, config: Config, past: list[TrialRecord], longest: int) -> None:
         """`past` are trials whose curves fill the rungs; `longest` is the most post-pruning epochs."""
-        super().__init__()
         self._by_density = {
             density: _asha(config.search.early_stopping, longest) for density in config.densities
         }
+        self._trials: dict[str, SimpleNamespace] = {}
         for record in past:
-            self._remember(record)
+            for report in record.curve:
+                self.stops(record, report)
 
-    def set_search_properties(self, metric: Any, mode: Any, **spec: Any) -> bool:
-        """Nothing to set: the metric is fixed."""
-        return True
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Enter a trial into its density's bracket."""
-        asha = self._of(trial)
-        if asha is not None:
-            asha.on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop or go on, after a post-pruning epoch."""
-        asha = self._of(trial)
-        if asha is None or "post_epoch" not in result or result.get("done"):
-            return str(TrialScheduler.CONTINUE)
-        decision = str(asha.on_trial_result(tune_controller, trial, result))
+    def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
+        """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
+        asha = self._by_density[record.density]
+        if asha is None or "post_epoch" not in report:
+            return False
+        trial = self._trials.get(record.uid)
+        if trial is None:
+            trial = self._trials[record.uid] = SimpleNamespace(trial_id=record.uid)
+            asha.on_trial_add(None, trial)
+        decision = asha.on_trial_result(None, trial, report)
         # A rung at the very end compares, but there is nothing left to save.
-        return str(TrialScheduler.CONTINUE) if result.get("last") else decision
-
-    def _of(self, trial: Any) -> AsyncHyperBandScheduler | None:
-        return self._by_density[trial.config["density"]]
-
-    def _remember(self, record: TrialRecord) -> None:
-        asha = self._by_density.get(record.density)
-        if asha is None:
-            return
-        trial = SimpleNamespace(trial_id=record.uid)
-        asha.on_trial_add(None, trial)
-        for metrics in record.curve:
-            if "post_epoch" in metrics:
-                asha.on_trial_result(None, trial, metrics)
+        return bool(decision == TrialScheduler.STOP) and not report.get("last")
 
 
 def _asha(config: EarlyStoppingConfig | None, longest: int) -> AsyncHyperBandScheduler | None:

@@ -1,21 +1,38 @@
-"""What Ray Tune reports, as records: the one place where a trial's outcome is decided and passed on."""
+"""What workers report, as records: the one place where a trial's outcome is decided and passed on."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, final
 
 from ray.tune import Callback
 
 from prunetune.errors import WorkError
 from prunetune.store import Store
 from prunetune.tuning.driver_only import DriverOnly
+from prunetune.tuning.early_stopping import PerDensityAsha
 from prunetune.tuning.ledger import TrialRecord
+from prunetune.tuning.roster import Dispatcher
 from prunetune.tuning.search import SweepSearch
 
 _HOPELESS = 3
 """So many failures, and nothing but failures, end a sweep: the next hundred would fail the same way."""
+_RETRIES = 3
+"""A trial may lose its worker (a spot machine, an out-of-memory kill) this often."""
+_SETBACKS = 10
+"""So many workers lost without an epoch in between, and no result yet, end a sweep too."""
+_OUTCOME = (
+    "status",
+    "val_accuracy",
+    "test_accuracy",
+    "nonzero",
+    "effective_density",
+    "cut_layers",
+    "epochs_run",
+    "epochs_reused",
+)
 
 
 class Listener(Protocol):
@@ -31,99 +48,123 @@ class Listener(Protocol):
         """It has ended; its status says how."""
 
 
+@final
 class Recorder(DriverOnly, Callback):  # type: ignore[misc]
-    """Turns Tune's events into records, tells the search, the ledger (through it) and the listeners."""
+    """Turns what workers report into records; tells the search, the ledger (through it) and the listeners.
+
+    To Ray Tune a worker is a trial; here `worker` is Tune's trial and a trial is one of ours.
+    """
 
     def __init__(
         self,
         search: SweepSearch,
-        records: dict[str, TrialRecord],
+        dispatcher: Dispatcher,
+        early_stopping: PerDensityAsha,
         store: Store,
         listeners: list[Listener],
     ) -> None:
-        """`records` maps Ray's trial ids to records; `store` holds the stages' results."""
+        """`store` holds the stages' results."""
         self._search = search
-        self._records = records
+        self._dispatcher = dispatcher
+        self._early_stopping = early_stopping
         self._store = store
         self._listeners = listeners
         self._begun: dict[str, float] = {}
-        self._ended: set[str] = set()
-        self._failures = 0
+        self._losses: Counter[str] = Counter()
+        self._setbacks = self._failures = 0
+        self._errors: list[str] = []
         self._results = len(search.past)
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Called when a worker takes the trial, also again after one was lost."""
-        record = self._records[trial.trial_id]
-        if record.uid not in self._begun:
-            self._begun[record.uid] = time.monotonic()
-            for listener in self._listeners:
-                listener.started(record)
+        """A worker is there, perhaps again after it was lost."""
+        self._fill(trial.trial_id)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """New epochs; perhaps the last ones."""
-        record = self._records[trial.trial_id]
-        reports = [_plain(report) for report in result["reports"]]
-        # After a worker was lost the trial goes on from its last checkpoint: some epochs come twice.
-        seen = record.curve[-1]["epoch"] if record.curve else 0
-        reports = [report for report in reports if report["epoch"] > seen]
-        record.curve.extend(reports)
-        if reports:
-            self._search.progressed(record)
-            for listener in self._listeners:
-                listener.epochs(record, reports)
-        if result.get("status") == "failed":
-            record.status, record.error = "failed", result["error"]
-            self._end(record)
-        elif "status" in result:
-            for name in (
-                "status",
-                "val_accuracy",
-                "test_accuracy",
-                "nonzero",
-                "effective_density",
-                "cut_layers",
-                "epochs_run",
-                "epochs_reused",
-            ):
-                setattr(record, name, result[name])
-            self._end(record)
-        elif result.get("done"):
-            record.status = "stopped"
-            record.val_accuracy = result["val_accuracy"]
-            record.epochs_reused = sum(report["reused"] for report in record.curve)
-            record.epochs_run = len(record.curve) - record.epochs_reused
-            self._store.delete("checkpoints", result["key"])  # nobody will go on from it
-            self._end(record)
+        """News of a worker's trials: new epochs, perhaps the last ones."""
+        worker = trial.trial_id
+        for news in result["members"]:
+            record = self._dispatcher.record(worker, news["uid"])
+            if record is None:  # it was stopped
+                continue
+            is_stopped = self._take_epochs(record, news["reports"])
+            if "status" in news:
+                for name in (*_OUTCOME, "error"):
+                    if name in news:
+                        setattr(record, name, news[name])
+                self._end(worker, record)
+            elif is_stopped:
+                self._stop(record, news["reports"][-1]["key"])
+                self._end(worker, record)
+        if not result.get("done"):
+            self._fill(worker)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker's process was lost; Tune starts another, which goes on with the same trials."""
+        error = _last_failure(trial.error_file)
+        self._setbacks += 1
+        self._errors.append(error)
+        for record in self._dispatcher.on(trial.trial_id):
+            self._losses[record.uid] += 1
+            if self._losses[record.uid] > _RETRIES:
+                record.status, record.error = "failed", error
+                self._end(trial.trial_id, record)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """The trial lost its worker more often than is allowed."""
-        record = self._records[trial.trial_id]
-        record.status = "failed"
-        record.error = _last_failure(trial.error_file)
-        self._end(record)
+        """A worker is given up."""
+        for record in self._dispatcher.on(trial.trial_id):
+            record.status, record.error = "failed", _last_failure(trial.error_file)
+            self._end(trial.trial_id, record)
 
     def check(self) -> None:
-        """Raise WorkError when every trial so far has failed, and there were a few."""
-        if self._results == 0 and self._failures >= _HOPELESS:
-            errors = [r.error for r in self._records.values() if r.error]
+        """Raise WorkError when nothing has worked so far, and it was tried a few times."""
+        if self.is_hopeless:
+            last = self._errors[-1].strip()
             raise WorkError(
-                f"the first {self._failures} trials failed, the last one with:\n{(errors[-1] or '').strip()}"
+                f"all of the first {len(self._errors)} attempts failed, the last one with:\n{last}"
             )
 
     @property
-    def hopeless(self) -> bool:
+    def is_hopeless(self) -> bool:
         """Whether `check` would raise."""
-        return self._results == 0 and self._failures >= _HOPELESS
+        lost_for_nothing = self._setbacks >= _SETBACKS
+        return self._results == 0 and (self._failures >= _HOPELESS or lost_for_nothing)
 
-    def _end(self, record: TrialRecord) -> None:
-        if record.uid in self._ended:  # Tune runs a trial again when its worker dies while saving
-            return
-        self._ended.add(record.uid)
-        record.seconds = time.monotonic() - self._begun.get(record.uid, time.monotonic())
+    def _take_epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> bool:
+        """New epochs into the record's curve; whether early stopping ends the trial."""
+        # A trial whose worker was lost is replayed from the store: some epochs come twice.
+        seen = record.curve[-1]["epoch"] if record.curve else 0
+        fresh = [report for report in reports if report["epoch"] > seen]
+        if not fresh:
+            return False
+        self._setbacks = 0
+        record.curve.extend(_plain(report) for report in fresh)
+        self._search.progressed(record)
+        for listener in self._listeners:
+            listener.epochs(record, record.curve[-len(fresh) :])
+        return any(self._early_stopping.stops(record, report) for report in fresh)
+
+    def _stop(self, record: TrialRecord, key: str) -> None:
+        record.status = "stopped"
+        record.val_accuracy = record.curve[-1]["val_accuracy"]
+        record.epochs_reused = sum(report["reused"] for report in record.curve)
+        record.epochs_run = len(record.curve) - record.epochs_reused
+        self._store.delete("checkpoints", key)  # nobody will go on from it
+
+    def _fill(self, worker: str) -> None:
+        """New trials for a worker that has room."""
+        for record in self._dispatcher.fill(worker):
+            self._begun[record.uid] = time.monotonic()
+            for listener in self._listeners:
+                listener.started(record)
+
+    def _end(self, worker: str, record: TrialRecord) -> None:
+        self._dispatcher.remove(worker, record)
+        record.seconds = time.monotonic() - self._begun[record.uid]
         if record.status == "failed":
             self._failures += 1
+            self._errors.append(record.error or "")
         else:
             self._results += 1
         self._search.tell(record)

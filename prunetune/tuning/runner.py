@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own p
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
-os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # propose late: with all that is known
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # one more worker than there is room for
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have no metric
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -26,25 +26,33 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import tune
 
+from prunetune import pipeline
 from prunetune.config import most_epochs
 from prunetune.errors import UserError
 from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import PerDensityAsha
-from prunetune.tuning.ledger import Problem, TrialRecord, density_name
+from prunetune.tuning.ledger import Problem
+from prunetune.tuning.packing import trials_per_worker
 from prunetune.tuning.recorder import Listener, Recorder
-from prunetune.tuning.search import RaySearcher, SweepSearch
-from prunetune.tuning.trainable import PipelineTrainable
+from prunetune.tuning.roster import Dispatcher, Roster
+from prunetune.tuning.search import SweepSearch, WorkerSearcher
+from prunetune.tuning.trainable import Steps, Worker
 
 logger = logging.getLogger(__name__)
 
-_RETRIES = 3
-"""A worker may be lost (a spot machine, an out-of-memory kill) this often per trial."""
 
-
-def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[Listener]) -> bool:
+def run(
+    config: Config,
+    problem: Problem,
+    search: SweepSearch,
+    listeners: list[Listener],
+    steps: Steps = pipeline.steps,
+) -> bool:
     """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
+
+    `steps` is what a trial runs.
 
     Raises WorkError when nothing works, UserError when the machine has not what a trial asks for.
     """
@@ -53,36 +61,44 @@ def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[L
         resources = _resources(config, local)
         slots = _slots(resources) if local else None
         concurrent = min(filter(None, (config.search.max_concurrent, slots)), default=None)
-        records: dict[str, TrialRecord] = {}
-        recorder = Recorder(search, records, Store(config.storage).sub("store"), listeners)
+        longest = most_epochs(problem.template, "post_pruning")
+        per_worker = trials_per_worker(config, problem, resources)
+        roster = Roster.start()
+        recorder = Recorder(
+            search,
+            Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent),
+            PerDensityAsha(config, search.past, longest),
+            Store(config.storage).sub("store"),
+            listeners,
+        )
         scratch = tempfile.mkdtemp(prefix="prunetune-") if local else None
         try:
             tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(
-                        PipelineTrainable, sweep=config, threads=max(1, int(config.resources.cpus))
+                        Worker,
+                        sweep=config,
+                        threads=max(1, int(config.resources.cpus)),
+                        roster=roster,
+                        steps=steps,
                     ),
                     resources,
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=RaySearcher(search, records),
-                    scheduler=PerDensityAsha(
-                        config, search.past, most_epochs(problem.template, "post_pruning")
-                    ),
-                    num_samples=len(search),
+                    search_alg=WorkerSearcher(search),
+                    num_samples=-1,
                     max_concurrent_trials=concurrent,
-                    reuse_actors=True,  # keeps imports and data from trial to trial
-                    trial_dirname_creator=_trial_name,
-                    trial_name_creator=_trial_name,
+                    reuse_actors=True,
+                    trial_dirname_creator=_worker_name,
+                    trial_name_creator=_worker_name,
                 ),
                 run_config=tune.RunConfig(
                     name="tune",
-                    # Holds references into the store only; on a cluster every node must reach it.
+                    # Nothing of value is there; on a cluster every node must reach it.
                     storage_path=scratch or Store(config.storage).sub(config.name).path(""),
                     callbacks=[recorder],
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                    failure_config=tune.FailureConfig(max_failures=_RETRIES),
-                    stop=_StopAll(lambda: interrupted.is_set() or recorder.hopeless),
+                    failure_config=tune.FailureConfig(max_failures=-1),  # the recorder counts
+                    stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless),
                     verbose=0,
                 ),
             ).fit()
@@ -106,8 +122,8 @@ class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
         return bool(self._condition())
 
 
-def _trial_name(trial: Any) -> str:
-    return f"{density_name(trial.config['density'])}-{trial.config['number']:05d}"
+def _worker_name(trial: Any) -> str:
+    return f"worker-{trial.trial_id}"
 
 
 @contextmanager

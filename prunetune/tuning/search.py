@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, final
 
 from ray.tune.search import Searcher
 
@@ -203,26 +203,20 @@ def _beyond_pre_pruning(record: TrialRecord) -> bool:
     return record.tree["pre_pruning"] is not None and any(e["stage"] != "pre_pruning" for e in record.curve)
 
 
-class RaySearcher(DriverOnly, Searcher):  # type: ignore[misc]
-    """`SweepSearch` as Ray Tune asks for it. Outcomes do not come this way: the recorder tells them."""
+@final
+class WorkerSearcher(DriverOnly, Searcher):  # type: ignore[misc]
+    """Gives Ray Tune workers as long as there are trials to start; what they run is dispatched elsewhere."""
 
-    def __init__(self, search: SweepSearch, started: dict[str, TrialRecord]) -> None:
-        """`started` is filled: Ray's trial id to the record."""
+    def __init__(self, search: SweepSearch) -> None:
         super().__init__(metric="val_accuracy", mode="max")
         self._search = search
-        self._started = started
 
     def suggest(self, trial_id: str) -> Any:
-        """A trial's configuration, None where none can start yet, or FINISHED."""
-        record = self._search.next()
-        if record is None:
-            return None if self._search.waiting else Searcher.FINISHED
-        self._started[trial_id] = record
-        # One flat mapping: Ray copies, flattens and formats what it is given here.
-        return {"uid": record.uid, "density": record.density, "number": record.number}
+        """A worker's configuration, or FINISHED."""
+        return {"worker": trial_id} if len(self._search) else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """Nothing: the recorder has told the study already."""
+        """Nothing: a worker's end says nothing of its trials."""
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the ledger is the state."""

@@ -1,128 +1,175 @@
-"""The pipeline as a Ray Tune trainable: one step is one epoch, a checkpoint is a reference into the store."""
+"""The pipeline as a Ray Tune trainable: a worker that runs one or several trials of a sweep side by side.
+
+Ray schedules workers, not trials: a worker stays, with its imports and its data, while trials come and go on
+it. Which ones, the driver says (`roster.py`); how far they are is in the store. So nothing is lost with a
+worker but the epoch it was at.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 import traceback
-from collections.abc import Generator
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, final
 
 import ray
 import torch
 from ray import tune
-from ray.tune.result import DONE, SHOULD_CHECKPOINT
+from ray.tune.result import DONE
 
-from prunetune import pipeline
+from prunetune import pipeline, vectorized
 from prunetune.errors import WorkError
 from prunetune.pipeline import PipelineResult
 from prunetune.schema import Config
+from prunetune.stages.stage import Report, Step
 from prunetune.store import Store
+from prunetune.training import EpochWork
 from prunetune.tuning.ledger import TrialRecord, record_name, trial_config
+from prunetune.tuning.roster import Assignment, Roster
 
-_REFERENCE = "reference.json"
 _BATCH_SECONDS = 0.5
+_IDLE_SECONDS = 0.1
+
+Steps = Callable[..., Generator[Step, None, PipelineResult]]
+"""As `pipeline.steps`."""
 
 
-class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
-    """Runs trials, one after the other, in a worker process that keeps its imports and its data.
+@final
+class Worker(tune.Trainable):  # type: ignore[misc]
+    """Runs the trials that the roster has for it.
 
-    `config` has the `uid`, `density` and `number` of a trial; what it is stands in its record in the
-    store. A result holds `reports`, the epochs since the last result, and the newest epoch's values beside
-    it; the last result has `status` and what the pipeline found, or `failed` and the `error`.
+    A result holds `members`, for each trial a mapping with its `uid` and `reports`, the epochs since the last
+    result; of one that has ended also `status` and what the pipeline found, or `failed` and the `error`.
     """
 
-    def setup(self, config: dict[str, Any], sweep: Config, threads: int) -> None:
-        """Start the first trial of this process; `sweep` says where everything is."""
+    def setup(
+        self,
+        config: dict[str, Any],
+        sweep: Config,
+        threads: int,
+        roster: Roster,
+        steps: Steps = pipeline.steps,
+    ) -> None:
+        """`sweep` says where everything is; `steps` is what a trial runs."""
         torch.set_num_threads(threads)
+        self._name = config["worker"]
         self._sweep = sweep
-        self._seen, self._stage = 0, ""
+        self._roster = roster
+        self._steps = steps
         self._store = Store(sweep.storage)
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
-        self._start(config)
+        self._running: dict[str, _Running] = {}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start the next trial in the same process."""
-        self._steps.close()
-        self._start(new_config)
+        """The same process is another worker from now on."""
+        self.cleanup()
+        self._name = new_config["worker"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Go on by one post-pruning epoch, or by the pre-pruning epochs of half a second.
+        """Go on by one post-pruning epoch of each trial, or by the pre-pruning epochs of half a second.
 
         Early stopping sees every post-pruning epoch, so what it decides does not depend on the time.
         """
-        reports: list[dict[str, Any]] = []
+        wanted = self._roster.assignments(self._name)
+        if wanted is None:
+            return {"members": [], DONE: True}
+        self._take(wanted)
+        if not self._running:
+            time.sleep(_IDLE_SECONDS)  # a stage that the next trial needs is being computed elsewhere
+            return {"members": []}
         begun = time.monotonic()
-        while True:
-            try:
-                report = next(self._steps)
-            except StopIteration as end:
-                return self._final(end.value, reports)
-            except Exception:
-                if not self._healthy():
-                    raise  # Tune tries the trial again, in a new process
-                return {
-                    "status": "failed",
-                    "error": traceback.format_exc(),
-                    "epoch": self._seen,
-                    "reports": reports,
-                    DONE: True,
-                }
-            if report["epoch"] <= self._seen:
-                continue  # reported before this trial moved to another worker
-            self._seen = report["epoch"]
-            reports.append(report)
-            boundary = report["stage"] != self._stage
-            self._stage = report["stage"]
-            if report["checkpointed"] or boundary:
-                return {**report, "reports": reports, SHOULD_CHECKPOINT: True}
-            if report["stage"] == "post_pruning" or time.monotonic() - begun > _BATCH_SECONDS:
-                return {**report, "reports": reports}
+        while time.monotonic() - begun < _BATCH_SECONDS:
+            for trial in self._running.values():
+                trial.advance()
+            if any(trial.has_news for trial in self._running.values()):
+                break
+            vectorized.run_together([trial.work for trial in self._running.values() if trial.work])
+        if self._device != "cpu" and any(trial.failed for trial in self._running.values()):
+            self._check_device()
+        return {"members": [trial.news() for trial in self._running.values()]}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write where the trial is; its tensors are in the store already."""
-        Path(checkpoint_dir, _REFERENCE).write_text(
-            json.dumps({"uid": self._uid, "epoch": self._seen, "stage": self._stage})
-        )
+        """Nothing: where each trial is, is in the store."""
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from there: the pipeline finds its epochs in the store by itself."""
-        reference = json.loads(Path(checkpoint_dir, _REFERENCE).read_text())
-        self._seen, self._stage = reference["epoch"], reference["stage"]
+        """Nothing: the pipeline finds its epochs in the store by itself."""
 
     def cleanup(self) -> None:
-        """Let go of the trial."""
-        self._steps.close()
+        """Let go of the trials."""
+        self._take([])
 
-    def _start(self, config: dict[str, Any]) -> None:
-        name = record_name(config["density"], config["number"])
+    def _take(self, wanted: list[Assignment]) -> None:
+        """Drop the trials that are not wanted any more, start those that are new."""
+        uids = {assignment["uid"] for assignment in wanted}
+        for uid in [uid for uid in self._running if uid not in uids]:
+            self._running.pop(uid).close()
+        for assignment in wanted:
+            if assignment["uid"] not in self._running:
+                self._running[assignment["uid"]] = _Running(assignment, self._begin(assignment))
+
+    def _begin(self, assignment: Assignment) -> Generator[Step, None, PipelineResult]:
+        name = record_name(assignment["density"], assignment["number"])
         body = self._store.sub(self._sweep.name).read_record(name)
         if body is None:
             raise WorkError(f"{name}: the trial's record is not in the store")
-        self._uid = config["uid"]
-        self._seen = 0
-        self._stage = ""
-        self._steps: Generator[dict[str, Any], None, PipelineResult] = pipeline.run(
+        return self._steps(
             trial_config(TrialRecord(**body), self._sweep),
             store=self._store.sub("store"),
             device=self._device,
-            owner=self._uid,
+            owner=assignment["uid"],
         )
 
-    def _healthy(self) -> bool:
-        """Whether this process can go on after an exception; a CUDA error may have ended its context."""
-        if self._device == "cpu":
-            return True
-        try:
-            torch.cuda.empty_cache()
-            torch.zeros(1, device=self._device).item()
-        except RuntimeError:
-            return False
-        return True
+    def _check_device(self) -> None:
+        """Raise where a CUDA error has ended the process' context: then Tune starts a new process."""
+        torch.cuda.empty_cache()
+        torch.zeros(1, device=self._device).item()
 
-    def _final(self, result: PipelineResult, reports: list[dict[str, Any]]) -> dict[str, Any]:
-        metrics = result.metrics()
-        del metrics["density"]  # asked for; in the trial's configuration
-        return {**metrics, "epoch": self._seen, "reports": reports, DONE: True}
+
+@final
+class _Running:
+    """One trial under way: a generator of epochs and reports, and what of it is not reported yet."""
+
+    def __init__(self, assignment: Assignment, steps: Generator[Step, None, PipelineResult]) -> None:
+        self._uid = assignment["uid"]
+        self._steps = steps
+        self._reports: list[Report] = []
+        self._end: dict[str, Any] = {}
+        self.work: EpochWork | None = None
+
+    @property
+    def has_news(self) -> bool:
+        """Whether the driver should know at once: it has ended, or finished a post-pruning epoch."""
+        return bool(self._end) or any(report["stage"] == "post_pruning" for report in self._reports)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has raised."""
+        return self._end.get("status") == "failed"
+
+    def advance(self) -> None:
+        """Go on to the next epoch that is to be trained, or to the end."""
+        self.work = None
+        while not self._end and self.work is None:
+            try:
+                step = next(self._steps)
+            except StopIteration as end:
+                metrics = end.value.metrics()
+                del metrics["density"]  # asked for; in the trial's record
+                self._end = metrics
+            except Exception:
+                self._end = {"status": "failed", "error": traceback.format_exc()}
+            else:
+                if isinstance(step, EpochWork):
+                    self.work = step
+                else:
+                    self._reports.append(step)
+
+    def news(self) -> dict[str, Any]:
+        """What happened since it was asked last."""
+        reports, self._reports = self._reports, []
+        return {"uid": self._uid, "reports": reports, **self._end}
+
+    def close(self) -> None:
+        """Leave it; what is finished of it is in the store."""
+        self._steps.close()

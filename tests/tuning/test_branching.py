@@ -11,7 +11,7 @@ from tuning.conftest import finish, make_sweep
 
 from prunetune.tuning.branching import Pool, determining, key_of, upper_bound
 from prunetune.tuning.ledger import Ledger, TrialRecord
-from prunetune.tuning.search import RaySearcher, SweepSearch
+from prunetune.tuning.search import SweepSearch
 
 PRE = {"stage": "pre_pruning", "val_accuracy": 0.5, "epoch": 1, "reused": False}
 
@@ -196,7 +196,6 @@ def test_a_stage_is_never_computed_by_two_trials_at_once(tmp_path: Path) -> None
     first = started(search)
     assert search.next() is None  # all would compute the same network
     assert search.waiting
-    assert RaySearcher(search, {}).suggest("x") is None
     stored.add(key_of(first))
     first.curve = [PRE, {**PRE, "stage": "post_pruning", "post_epoch": 1, "epoch": 2}]
     search.progressed(first)

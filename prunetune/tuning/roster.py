@@ -1,0 +1,99 @@
+"""Which trials each worker runs: decided by the driver, read by the workers."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict, final
+
+import ray
+
+from prunetune.tuning.driver_only import DriverOnly
+from prunetune.tuning.ledger import TrialRecord
+from prunetune.tuning.search import SweepSearch
+
+
+class Assignment(TypedDict):
+    """What a worker must know of a trial; the rest is in its record in the store."""
+
+    uid: str
+    density: float
+    number: int
+
+
+class _Board:
+    """The assignments by worker, in a Ray actor that driver and workers reach; None: nothing is left."""
+
+    def __init__(self) -> None:
+        self._assignments: dict[str, list[Assignment] | None] = {}
+
+    def write(self, worker: str, assignments: list[Assignment] | None) -> None:
+        self._assignments[worker] = assignments
+
+    def read(self, worker: str) -> list[Assignment] | None:
+        return self._assignments.get(worker, [])
+
+
+@final
+class Roster:
+    """A worker's view: what it should be running now. It stays valid when the worker's process is lost."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    @classmethod
+    def start(cls) -> Roster:
+        """A new one, in a process of its own that takes no CPU from the trials."""
+        return cls(ray.remote(_Board).options(num_cpus=0).remote())
+
+    def write(self, worker: str, assignments: list[Assignment] | None) -> None:
+        """Publish; the worker's next `assignments` are these."""
+        ray.get(self._board.write.remote(worker, assignments))
+
+    def assignments(self, worker: str) -> list[Assignment] | None:
+        """What the worker should be running; None where it is not needed any more."""
+        assigned: list[Assignment] | None = ray.get(self._board.read.remote(worker))
+        return assigned
+
+
+@final
+class Dispatcher(DriverOnly):
+    """Assigns trials to workers as they become free: as late as possible, so that all results count."""
+
+    def __init__(self, search: SweepSearch, roster: Roster, *, per_worker: int, most: int | None) -> None:
+        """`per_worker` trials run side by side on a worker, at most `most` in all."""
+        self._search = search
+        self._roster = roster
+        self._per_worker = per_worker
+        self._most = most
+        self._by_worker: dict[str, dict[str, TrialRecord]] = {}
+
+    def record(self, worker: str, uid: str) -> TrialRecord | None:
+        """The trial, if the worker is to run it."""
+        return self._by_worker.get(worker, {}).get(uid)
+
+    def on(self, worker: str) -> list[TrialRecord]:
+        """The trials that a worker is to run."""
+        return list(self._by_worker.get(worker, {}).values())
+
+    def remove(self, worker: str, record: TrialRecord) -> None:
+        """The trial has ended, or is to end."""
+        self._by_worker[worker].pop(record.uid)
+
+    def fill(self, worker: str) -> list[TrialRecord]:
+        """Assign as many new trials as there is room for, and publish; the new ones."""
+        running = self._by_worker.setdefault(worker, {})
+        started = []
+        while len(running) < self._per_worker and (self._most is None or self._count() < self._most):
+            record = self._search.next()
+            if record is None:
+                break
+            running[record.uid] = record
+            started.append(record)
+        is_needed = running or self._search.waiting
+        assignments: list[Assignment] = [
+            {"uid": r.uid, "density": r.density, "number": r.number} for r in running.values()
+        ]
+        self._roster.write(worker, assignments if is_needed else None)
+        return started
+
+    def _count(self) -> int:
+        return sum(len(running) for running in self._by_worker.values())
