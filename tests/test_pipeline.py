@@ -577,7 +577,7 @@ def test_invariant_6_a_damaged_stage_is_computed_again_to_the_same_result(
     manifest = f"stages/{key}.json"
     body = store.read_record(f"stages/{key}")
     assert body is not None
-    name = manifest if part == "manifest" else f"objects/{body['blob']}"
+    name = manifest if part == "manifest" else f"stages/{key}.{body['blob']}"
     content = bytearray(store.read_file(name) or b"")
     content[-10] ^= 1
     store.write_file(name, bytes(content))
