@@ -43,8 +43,13 @@ def run(
         return state_of(learner.model), {"status": "complete" if alive else "collapsed"}
 
     if stop is not None:
-        key = digest(key, "stop", stop)
+        key = stopped_key(key, stop)
     return (yield from train_stage("pre_pruning", key, config.epochs, context, make_learner, finish, stop))
+
+
+def stopped_key(key: str, stop: int) -> str:
+    """The key of the network after so many epochs of the stage with this key."""
+    return digest(key, "stop", stop)
 
 
 def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -> Learner:
