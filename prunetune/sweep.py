@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import uuid
 from typing import Any
 
@@ -21,11 +22,11 @@ from prunetune.config import (
 )
 from prunetune.document import Document
 from prunetune.errors import UserError
-from prunetune.schema import Config
+from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 from prunetune.tuning import ledger as ledgers
-from prunetune.tuning import reporting, results
-from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
+from prunetune.tuning import reporting, results, retention
+from prunetune.tuning.ledger import Ledger, Problem
 
 
 def main(arguments: list[str]) -> int:
@@ -59,10 +60,11 @@ def _main(arguments: list[str]) -> int:
         commands.check_model(variant, source, data.shape, data.classes)
     sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
     code = digest(pipeline.FORMAT, data.digest, sources)
+    problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
     ledgers.check_storage(store)
     with ledgers.exclusive(store):
-        return _sweep(config, Problem.of(template, code, data.digest), store, arguments)
+        return _sweep(config, problem, store, arguments)
 
 
 def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
@@ -78,7 +80,11 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
     place = tracking.place(config)
     tracker = tracking.Tracker(place, header["sweep_id"], config.name)
     interrupted, status = False, "failed"
-    records = _fitting(ledger, problem)
+    records = ledger.fitting(problem)
+    storage = Store(config.storage)
+    keeper = retention.Retention(
+        config.keep, ledger, records, storage.sub("store"), retention.References(storage, config.name)
+    )
     try:
         tracker.begin(config, records, search.to_reissue)
         if trials:
@@ -91,10 +97,10 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
-                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view])
+                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view, keeper])
         status = "interrupted" if interrupted else "finished"
     finally:
-        records = _fitting(ledger, problem)
+        records = ledger.fitting(problem)
         best = results.best_records(records)
         tracker.finish(
             status,
@@ -108,6 +114,10 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
         finished_records = [record for record in records if record.status != "running"]
         results.write(store, finished_records, tracker.run_ids, config)
         written = reporting.write_report(store, config.name)
+
+    keys = keeper.apply(going_on=interrupted)
+    if keys is not None and not interrupted:
+        store.write_record("sweep", {**header, "kept": sorted(keys)})
 
     console.print(progress.results_table(results.rows(finished_records)))
     failed = [record for record in finished_records if record.status == "failed"]
@@ -168,17 +178,15 @@ def _open(store: Store, config: Config, problem: Problem, ledger: Ledger, consol
             f"{config.search.trials_per_density} trials per density are run in the new space.",
             markup=False,
         )
-    header.update(space=problem.hash, described=problem.described)
+    # Until it says what it has kept, other sweeps spare all that its trials may need.
+    header.update(space=problem.hash, described=problem.described, kept=None)
     store.write_record("sweep", header)
     return header
 
 
-def _fitting(ledger: Ledger, problem: Problem) -> list[TrialRecord]:
-    return [
-        record
-        for record in ledger.records()
-        if record.space == problem.hash or (record.finished and problem.fit(record) is not None)
-    ]
+@functools.cache
+def _data_digest(config: DataConfig) -> str:
+    return datasets.load(config).digest
 
 
 def _variants(template: dict[str, Any], source: Document) -> list[Config]:

@@ -19,7 +19,7 @@ _HOPELESS = 3
 
 
 class Listener(Protocol):
-    """Somebody who wants to know: MLflow, the live view."""
+    """Somebody who wants to know: MLflow, the live view, retention."""
 
     def started(self, record: TrialRecord) -> None:
         """A trial is running."""
