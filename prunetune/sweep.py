@@ -47,11 +47,17 @@ def _main(arguments: list[str]) -> int:
     )
     commands.add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the space and the work, and stop")
+    parser.add_argument(
+        "--gc",
+        action="store_true",
+        help="run no trial; remove from the store what this sweep does not keep (keep: in the file) and "
+        "nobody refers to; with --dry-run only say what",
+    )
     given = parser.parse_intermixed_args(arguments)
 
     source = document.override(document.read(given.config), given.overrides)
     template, config = sweep_from_document(source)
-    if given.dry_run:
+    if given.dry_run and not given.gc:
         return _dry_run(template, config, source)
 
     data = commands.located(source, lambda: datasets.load(config.data))
@@ -62,8 +68,12 @@ def _main(arguments: list[str]) -> int:
     code = digest(pipeline.FORMAT, data.digest, sources)
     problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
+    if given.gc and store.read_record("sweep") is None:
+        raise UserError(f"{store.path('')}: no sweep was run here, so there is nothing to remove")
     ledgers.check_storage(store)
     with ledgers.exclusive(store):
+        if given.gc:
+            return _collect_garbage(config, problem, Ledger(store), dry_run=given.dry_run)
         return _sweep(config, problem, store, arguments)
 
 
@@ -182,6 +192,29 @@ def _open(store: Store, config: Config, problem: Problem, ledger: Ledger, consol
     header.update(space=problem.hash, described=problem.described, kept=None)
     store.write_record("sweep", header)
     return header
+
+
+def _collect_garbage(config: Config, problem: Problem, ledger: Ledger, *, dry_run: bool) -> int:
+    """Say what of the store goes and what stays, by sort."""
+    from prunetune.tuning import garbage
+
+    found = garbage.find(config, problem, ledger)
+    if not dry_run:
+        found.remove()
+    console = commands.console()
+    for title, items in (("would go" if dry_run else "removed", found.garbage), ("kept", found.staying)):
+        table = Table(title=title, title_justify="left")
+        table.add_column(Store(config.storage).sub("store").path(""), overflow="fold")
+        for name in ("number", "MB"):
+            table.add_column(name, justify="right")
+        for what, number, size in garbage.totals(items):
+            table.add_row(what, f"{number:,}", f"{size / 1e6:,.1f}")
+        table.add_section()
+        table.add_row("all", f"{len(items):,}", f"{sum(item.size for item in items) / 1e6:,.1f}")
+        console.print(table, markup=False)
+    if not found.finished:
+        console.print(f"{config.name} has trials to run: what they may start from stays", markup=False)
+    return commands.EXIT_OK
 
 
 @functools.cache
