@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from prunetune.stages.stage import Context, Report, Step
 from prunetune.store import Store
 from prunetune.training import EpochWork, seed_of
 
-FORMAT = 3
+FORMAT = 4
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
 
 
@@ -87,15 +88,21 @@ def run_pipeline(
     """Run one configuration in this process: a `Config`, a YAML file's path, or a mapping.
 
     `report(**metrics)` is called after every epoch. The device is the first GPU if there is one, else the
-    CPU; the store is the one of `config.storage`. Raises UserError for a wrong configuration or data.
+    CPU; the store is the one of `config.storage`, where the run leaves a record of its stages' keys under
+    `<name>/trained`, so that they are kept. Raises UserError for a wrong configuration or data.
     """
     if isinstance(config, str | Path):
         config = configuration.load(str(config))
     elif isinstance(config, Mapping):
         config = configuration.from_document(Document("configuration", dict(config)))
+    if store is None:
+        storage = Store(config.storage)
+        keys = stored_keys(config, datasets.load(config.data).digest)
+        storage.sub(config.name).write_record(f"trained/{keys['post_pruning']}", {"keys": keys})
+        store = storage.sub("store")
     trial = run(
         config,
-        store=store or Store(config.storage).sub("store"),
+        store=store,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
         owner=owner,
         checkpoint_interval=checkpoint_interval,
@@ -248,6 +255,13 @@ def stage_keys(config: Config, data_digest: str) -> StageKeys:
     second = digest("pruning", first, canonical(config.pruning), config.density, rounds)
     third = digest("post_pruning", second, canonical(config.post_pruning))
     return StageKeys(first, second, third)
+
+
+def stored_keys(config: Config, data_digest: str) -> dict[str, str]:
+    """All that running a configuration may leave in the store: its stages' keys, and those within pruning."""
+    keys = stage_keys(config, data_digest)
+    inner = pruning.inner_keys(config.pruning, keys.pruning, keys.pre_pruning)
+    return {**dataclasses.asdict(keys), **inner}
 
 
 def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float) -> Context:

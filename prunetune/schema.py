@@ -290,6 +290,17 @@ class SearchConfig(Section):
     max_concurrent: int | None = Field(None, ge=1)
 
 
+class KeepConfig(Section):
+    """What the store keeps of a sweep. A best trial keeps all of its stages, an unfinished one too.
+
+    `pre_pruning` is about all that is trained before post-pruning and that other trials may start from:
+    the pre-pruned networks, the early ones to rewind to, and those of iterative pruning's rounds.
+    """
+
+    post_pruning: Literal["best", "all"] = Field("best", description="per density, or of all trials")
+    pre_pruning: Literal["sweep", "always"] = Field("sweep", description="while it has trials to run, or on")
+
+
 class ResourcesConfig(Section):
     """What one worker takes; a fraction of a GPU packs several workers on it.
 
@@ -328,6 +339,7 @@ class Config(Section):
     pruning: PruningConfig = PruningConfig()
     post_pruning: PostPruningConfig
     search: SearchConfig = SearchConfig()
+    keep: KeepConfig = KeepConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
     storage: str = Field("runs", min_length=1)

@@ -1,12 +1,13 @@
 """Content-addressed artefacts on any pyarrow filesystem: the sweep's truth.
 
-An artefact is two files: a blob of tensors (safetensors, named by the SHA-256 of its bytes) and a manifest
-(JSON, named by the key of what was computed) that is written last. So an artefact is published by one
-atomic step, a rename on a local disk, one PUT on an object store, and what a crash leaves behind is an
-unreferenced blob. Everything read is checked against its checksum; what does not match is set aside.
+An artefact is two files: a blob of tensors (safetensors, named by its key and the SHA-256 of its bytes) and
+a manifest (JSON, named by the key of what was computed) that is written last and deleted first. So an
+artefact is published, and taken back, by one atomic step, a rename on a local disk, one PUT on an object
+store, and what a crash leaves behind is a blob without a manifest. Everything read is checked against its
+checksum; what does not match is set aside. A blob belongs to one key, so deleting it harms no other.
 
     <root>/stages/<key>.json              finished stages
-    <root>/objects/<sha256>               their blobs; equal content is kept once
+    <root>/stages/<key>.<sha256>          their blobs
     <root>/checkpoints/<key>.json         the newest epoch of a stage under way
     <root>/checkpoints/<key>.<sha256>     its blob, which goes when the next one is there
     <root>/damaged/                       entries whose checksum failed
@@ -22,6 +23,7 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal
 
 import safetensors.torch
@@ -43,11 +45,20 @@ class Artefact:
     meta: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class File:
+    """A file of the store: its name in its folder, bytes, and when it was written (None: not known)."""
+
+    name: str
+    size: int
+    modified: datetime | None
+
+
 class Store:
     """Artefacts and records below one root.
 
-    Safe with any number of readers and writers at once: equal keys hold equal content, and each
-    manifest appears whole or not at all.
+    Safe with any number of readers, writers and deleters at once: equal keys hold equal content, and each
+    manifest appears, and goes, whole.
     """
 
     def __init__(self, root: str, filesystem: pafs.FileSystem | None = None) -> None:
@@ -84,30 +95,36 @@ class Store:
             }
         )
         sha = hashlib.sha256(blob).hexdigest()
+        name = _blob_name(kind, key, sha)
         replaced = self._manifest(kind, key)
-        self._write(_blob_name(kind, key, sha), blob)
+        self._write(name, blob)
         self.write_record(f"{kind}/{key}", {"blob": sha, "bytes": len(blob), "meta": meta})
-        if kind == "checkpoints" and replaced is not None and replaced["blob"] != sha:
+        if self._size(name) is None:  # somebody has deleted this key in between, blob last
+            self._write(name, blob)
+        if replaced is not None and replaced["blob"] != sha:
             self._delete(_blob_name(kind, key, replaced["blob"]))
 
     def load(self, kind: Kind, key: str) -> Artefact | None:
         """The artefact under `key`, or None where there is none that is whole.
 
-        A damaged one is reported, moved to `damaged/`, and from then on as if it had never been.
+        A damaged one is reported, moved to `damaged/`, and from then on as if it had never been. One that
+        is deleted while it is read is not damaged.
         """
-        manifest = self._manifest(kind, key)
+        manifest, again = self._manifest(kind, key), False
         while manifest is not None:
             name = _blob_name(kind, key, manifest["blob"])
             blob = self._read(name)
             if blob is not None and hashlib.sha256(blob).hexdigest() == manifest["blob"]:
                 return Artefact(safetensors.torch.load(blob), manifest["meta"])
             newer = self._manifest(kind, key)
-            if newer == manifest:
+            if newer == manifest and again:
                 self._set_aside(f"{kind}/{key}.json", f"its blob {name} is missing or damaged")
                 if blob is not None:
                     self._set_aside(name, "its checksum does not match")
                 return None
-            manifest = newer  # another writer has replaced it, and its blob, in between
+            # Another writer has replaced it, and its blob, in between; or it was deleted and saved again:
+            # then it is there at the second look.
+            manifest, again = newer, newer == manifest
         return None
 
     def has(self, kind: Kind, key: str) -> bool:
@@ -115,12 +132,20 @@ class Store:
         return self._size(f"{kind}/{key}.json") is not None
 
     def delete(self, kind: Kind, key: str) -> None:
-        """Remove an artefact, if it is there. A stage's blob stays: other keys may have the same content."""
+        """Remove an artefact, if it is there, manifest first: who reads it meanwhile finds it or nothing."""
         manifest = self._manifest(kind, key)
         if manifest is not None:
             self._delete(f"{kind}/{key}.json")
-            if kind == "checkpoints":
-                self._delete(_blob_name(kind, key, manifest["blob"]))
+            self._delete(_blob_name(kind, key, manifest["blob"]))
+
+    def keys(self, kind: Kind) -> list[str]:
+        """The keys of the artefacts of a kind, sorted."""
+        return [name.removeprefix(f"{kind}/") for name in self.records(kind)]
+
+    def blob(self, kind: Kind, key: str) -> str | None:
+        """The name of an artefact's blob in the folder of its kind, or None where there is no manifest."""
+        manifest = self._manifest(kind, key)
+        return None if manifest is None else _blob_name(kind, key, manifest["blob"]).rpartition("/")[2]
 
     def write_record(self, name: str, body: Any) -> None:
         """Publish plain data as `<name>.json`, atomically and with its checksum."""
@@ -145,7 +170,7 @@ class Store:
 
     def records(self, folder: str) -> list[str]:
         """Names (without `.json`) of the records directly in `folder`, sorted."""
-        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        selector = pafs.FileSelector(self._folder(folder), allow_not_found=True)
         return sorted(
             f"{folder}/{info.base_name.removesuffix('.json')}"
             for info in self._fs.get_file_info(selector)
@@ -154,12 +179,22 @@ class Store:
 
     def names(self, folder: str) -> list[str]:
         """Names of the files directly in `folder`, sorted."""
-        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in self._fs.get_file_info(selector) if info.is_file)
+        return [file.name for file in self.files(folder)]
+
+    def files(self, folder: str, *, recursive: bool = False) -> list[File]:
+        """The files directly in `folder` (or anywhere below, named by their path from it), by name."""
+        path = self._folder(folder)
+        selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
+        found = [
+            File(_below(path, info.path), info.size or 0, info.mtime)
+            for info in self._fs.get_file_info(selector)
+            if info.is_file
+        ]
+        return sorted(found, key=lambda file: file.name)
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in `folder`, sorted."""
-        selector = pafs.FileSelector(f"{self._root}/{folder}", allow_not_found=True)
+        selector = pafs.FileSelector(self._folder(folder), allow_not_found=True)
         found = self._fs.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
@@ -188,6 +223,10 @@ class Store:
     def _manifest(self, kind: Kind, key: str) -> dict[str, Any] | None:
         manifest = self.read_record(f"{kind}/{key}")
         return manifest if isinstance(manifest, dict) else None
+
+    def _folder(self, name: str) -> str:
+        """Where a folder is; the root's own name is ""."""
+        return f"{self._root}/{name}" if name else self._root
 
     def _size(self, name: str) -> int | None:
         info = self._fs.get_file_info(f"{self._root}/{name}")
@@ -230,5 +269,9 @@ class Store:
 
 
 def _blob_name(kind: Kind, key: str, sha: str) -> str:
-    """Stages' blobs are shared by content; a checkpoint's is its own, so that deleting it harms nobody."""
-    return f"objects/{sha}" if kind == "stages" else f"checkpoints/{key}.{sha}"
+    return f"{kind}/{key}.{sha}"
+
+
+def _below(folder: str, path: str) -> str:
+    """`path` as seen from `folder`; filesystems differ in a leading or trailing slash."""
+    return path.strip("/").removeprefix(folder.strip("/")).removeprefix("/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import uuid
 from typing import Any
 
@@ -21,11 +22,11 @@ from prunetune.config import (
 )
 from prunetune.document import Document
 from prunetune.errors import UserError
-from prunetune.schema import Config
+from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 from prunetune.tuning import ledger as ledgers
-from prunetune.tuning import reporting, results
-from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
+from prunetune.tuning import reporting, results, retention
+from prunetune.tuning.ledger import Ledger, Problem
 
 
 def main(arguments: list[str]) -> int:
@@ -46,11 +47,17 @@ def _main(arguments: list[str]) -> int:
     )
     commands.add_config_arguments(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the space and the work, and stop")
+    parser.add_argument(
+        "--gc",
+        action="store_true",
+        help="run no trial; remove from the store what this sweep does not keep (keep: in the file) and "
+        "nobody refers to; with --dry-run only say what",
+    )
     given = parser.parse_intermixed_args(arguments)
 
     source = document.override(document.read(given.config), given.overrides)
     template, config = sweep_from_document(source)
-    if given.dry_run:
+    if given.dry_run and not given.gc:
         return _dry_run(template, config, source)
 
     data = commands.located(source, lambda: datasets.load(config.data))
@@ -59,10 +66,15 @@ def _main(arguments: list[str]) -> int:
         commands.check_model(variant, source, data.shape, data.classes)
     sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
     code = digest(pipeline.FORMAT, data.digest, sources)
+    problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
+    if given.gc and store.read_record("sweep") is None:
+        raise UserError(f"{store.path('')}: no sweep was run here, so there is nothing to remove")
     ledgers.check_storage(store)
     with ledgers.exclusive(store):
-        return _sweep(config, Problem.of(template, code, data.digest), store, arguments)
+        if given.gc:
+            return _collect_garbage(config, problem, Ledger(store), dry_run=given.dry_run)
+        return _sweep(config, problem, store, arguments)
 
 
 def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
@@ -79,7 +91,11 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
     place = tracking.place(config)
     tracker = tracking.Tracker(place, header["sweep_id"], config.name)
     interrupted, status = False, "failed"
-    records = _fitting(ledger, problem)
+    records = ledger.fitting(problem)
+    storage = Store(config.storage)
+    keeper = retention.Retention(
+        config.keep, ledger, records, storage.sub("store"), retention.References(storage, config.name)
+    )
     try:
         tracker.begin(config, records, search.to_reissue)
         if trials:
@@ -92,10 +108,10 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
-                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view])
+                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view, keeper])
         status = "interrupted" if interrupted else "finished"
     finally:
-        records = _fitting(ledger, problem)
+        records = ledger.fitting(problem)
         best = results.best_records(records)
         tracker.finish(
             status,
@@ -109,6 +125,10 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
         finished_records = [record for record in records if record.status != "running"]
         results.write(store, finished_records, tracker.run_ids, config)
         written = reporting.write_report(store, config.name)
+
+    keys = keeper.apply(going_on=interrupted)
+    if keys is not None and not interrupted:
+        store.write_record("sweep", {**header, "kept": sorted(keys)})
 
     console.print(progress.results_table(results.rows(finished_records)))
     failed = [record for record in finished_records if record.status == "failed"]
@@ -169,17 +189,38 @@ def _open(store: Store, config: Config, problem: Problem, ledger: Ledger, consol
             f"{config.search.trials_per_density} trials per density are run in the new space.",
             markup=False,
         )
-    header.update(space=problem.hash, described=problem.described)
+    # Until it says what it has kept, other sweeps spare all that its trials may need.
+    header.update(space=problem.hash, described=problem.described, kept=None)
     store.write_record("sweep", header)
     return header
 
 
-def _fitting(ledger: Ledger, problem: Problem) -> list[TrialRecord]:
-    return [
-        record
-        for record in ledger.records()
-        if record.space == problem.hash or (record.finished and problem.fit(record) is not None)
-    ]
+def _collect_garbage(config: Config, problem: Problem, ledger: Ledger, *, dry_run: bool) -> int:
+    """Say what of the store goes and what stays, by sort."""
+    from prunetune.tuning import garbage
+
+    found = garbage.find(config, problem, ledger)
+    if not dry_run:
+        found.remove()
+    console = commands.console()
+    for title, items in (("would go" if dry_run else "removed", found.garbage), ("kept", found.staying)):
+        table = Table(title=title, title_justify="left")
+        table.add_column(Store(config.storage).sub("store").path(""), overflow="fold")
+        for name in ("number", "MB"):
+            table.add_column(name, justify="right")
+        for what, number, size in garbage.totals(items):
+            table.add_row(what, f"{number:,}", f"{size / 1e6:,.1f}")
+        table.add_section()
+        table.add_row("all", f"{len(items):,}", f"{sum(item.size for item in items) / 1e6:,.1f}")
+        console.print(table, markup=False)
+    if not found.finished:
+        console.print(f"{config.name} has trials to run: what they may start from stays", markup=False)
+    return commands.EXIT_OK
+
+
+@functools.cache
+def _data_digest(config: DataConfig) -> str:
+    return datasets.load(config).digest
 
 
 def _variants(template: dict[str, Any], source: Document) -> list[Config]:

@@ -49,6 +49,11 @@ def _elsewhere(tmp_path: Path, monkeypatch) -> None:
         ("data={name: mnist, root: nowhere}", "mnist is not there, and downloading it failed"),
         ("data={name: parquet, root: nowhere}", "no such folder"),
         ("search.trials_per_density={int: [1, 9]}", "search.trials_per_density: cannot be searched"),
+        (
+            "keep.post_pruning=bests",
+            "keep.post_pruning = 'bests': must be 'best' or 'all'; did you mean 'best'?",
+        ),
+        ("keep.pre_pruning={choice: [sweep, always]}", "keep.pre_pruning: cannot be searched"),
         ("name=store", "is the name of the store's own folder"),
         ("nonsense", "'nonsense': expected dotted.key=value"),
     ],

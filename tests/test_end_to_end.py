@@ -127,8 +127,19 @@ def outcome(folder: Path) -> list[tuple]:
 
 
 def stored(folder: Path) -> dict[str, int]:
-    """When each finished stage was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("runs/store/stages/*.json")}
+    """When each finished stage was written, by key."""
+    return {path.stem: path.stat().st_mtime_ns for path in folder.glob("runs/store/stages/*.json")}
+
+
+def of_the_best(folder: Path) -> set[str]:
+    """The keys of the best trials' stages."""
+    keys: set[str] = set()
+    for density in (0.3, 0.1):
+        done = [r for r in finished(folder) if r["density"] == density and r["val_accuracy"] is not None]
+        complete = [r for r in done if r["status"] == "complete"]
+        best = min(complete, key=lambda r: (-r["val_accuracy"], r["number"]))
+        keys |= set(best["keys"].values())
+    return keys
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +187,15 @@ def test_running_it_again_repeats_nothing_and_more_trials_extend_it(undisturbed:
     after = outcome(undisturbed)
     assert len(after) == 12
     assert [row for row in after if row[1] < 5] == before
-    assert stages.items() <= stored(undisturbed).items()
+    # What was kept and is still the best was not computed again; of the others nothing stays.
+    assert set(stored(undisturbed)) == of_the_best(undisturbed)
+    assert all(stages.get(key, written) == written for key, written in stored(undisturbed).items())
+    extended = stored(undisturbed)
+    out = sweep(undisturbed, "search.trials_per_density=6", "--gc")
+    assert "of this sweep" in out
+    assert (outcome(undisturbed), stored(undisturbed)) == (after, extended)
+    best = finish(start(undisturbed, "prunetune.train", "runs/tiny/best/density-0.3.yaml"))
+    assert "0 epochs trained, 9 taken from the store" in best
 
 
 @pytest.mark.parametrize("after", [1, 4])
@@ -191,7 +210,9 @@ def test_a_sweep_killed_half_way_ends_like_an_undisturbed_one(folder: Path, undi
     assert outcome(folder) == [row for row in outcome(undisturbed) if row[1] < 5]
     for record in kept:  # to the second: not run again
         assert record in records(folder)
-    assert stages.items() <= stored(folder).items()
+        key = record["keys"]["post_pruning"]
+        assert stored(folder).get(key) in (stages.get(key), None)
+    assert set(stored(folder)) == of_the_best(folder)
     client = MlflowClient(f"sqlite:///{folder}/runs/tiny/mlflow.db")
     (experiment,) = client.search_experiments(filter_string="name = 'tiny'")
     runs = client.search_runs([experiment.experiment_id])

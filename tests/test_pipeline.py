@@ -19,7 +19,7 @@ from prunetune import models, pipeline, training
 from prunetune.config import kept
 from prunetune.data import Dataset
 from prunetune.errors import UserError
-from prunetune.pipeline import PipelineResult, run_pipeline, stage_keys
+from prunetune.pipeline import PipelineResult, StageKeys, run_pipeline, stage_keys
 from prunetune.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
@@ -147,6 +147,10 @@ def test_run_pipeline_takes_a_config_a_mapping_or_a_file(
     first = run_pipeline(small, report=lambda **metrics: reports.append(metrics), device="cpu")
     assert [r["epoch"] for r in reports] == [1, 2, 3, 4, 5]
     assert (tmp_path / "runs" / "store" / "stages").is_dir()
+    folder = Store("runs").sub(small["name"])
+    (trained,) = folder.records("trained")  # so that its stages are kept
+    keys = (folder.read_record(trained) or {})["keys"].values()
+    assert sorted(keys) == Store("runs").sub("store").keys("stages")
     for config in (Config.model_validate(small), "run.yaml"):
         again = run_pipeline(config, device="cpu")
         assert again.keys == first.keys
@@ -577,7 +581,7 @@ def test_invariant_6_a_damaged_stage_is_computed_again_to_the_same_result(
     manifest = f"stages/{key}.json"
     body = store.read_record(f"stages/{key}")
     assert body is not None
-    name = manifest if part == "manifest" else f"objects/{body['blob']}"
+    name = manifest if part == "manifest" else f"stages/{key}.{body['blob']}"
     content = bytearray(store.read_file(name) or b"")
     content[-10] ^= 1
     store.write_file(name, bytes(content))
@@ -802,6 +806,27 @@ def test_later_fields_are_in_later_keys_and_what_computes_nothing_is_in_none(sma
     assert keys(pre_pruning__optimizer=adam) == before
     assert keys(name="other", storage="else/where", resources={"cpus": 2}, data__root="moved") == before
     assert keys(model={"name": "mlp", "hidden": [16, 16], "num_classes": 10, "in_channels": 1}) == before
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"schedule": {"name": "iterative", "rounds": 3, "epochs": 1}},
+        {"schedule": {"name": "iterative", "rounds": 2, "epochs": 1}, "rewind": 1},
+        {"rewind": 1},
+        {"rewind": "init"},
+        {"schedule": {"name": "gradual"}},
+    ],
+)
+def test_the_stored_keys_are_all_that_a_run_leaves(small: Tree, store: Store, pruning: Tree) -> None:
+    tree = {**small, "pruning": pruning}
+    config = Config.model_validate(tree)
+    drive(tree, store)
+    keys = pipeline.stored_keys(config, datasets.load(config.data).digest)
+    assert store.keys("stages") == sorted(keys.values())
+    assert stage_keys(config, datasets.load(config.data).digest) == StageKeys(
+        *(keys[stage] for stage in ("pre_pruning", "pruning", "post_pruning"))
+    )
 
 
 def test_the_number_of_classes_is_in_every_key(small: Tree) -> None:

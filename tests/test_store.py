@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def assert_same(artefact: Artefact | None, tensors: dict[str, torch.Tensor], met
 
 
 def blob_of(root: Path, kind: str, key: str) -> Path:
-    return root / "objects" / json.loads((root / kind / f"{key}.json").read_text())["body"]["blob"]
+    return root / kind / f"{key}.{json.loads((root / kind / f'{key}.json').read_text())['body']['blob']}"
 
 
 def test_what_is_saved_is_loaded(store: Store) -> None:
@@ -82,10 +84,11 @@ def test_saving_again_replaces(store: Store) -> None:
     assert_same(store.load("stages", "k"), {"x": torch.ones(1)}, {"v": 2})
 
 
-def test_equal_content_is_stored_once(store: Store, root: Path) -> None:
-    store.save("stages", "a", TENSORS, {})
-    store.save("stages", "b", TENSORS, {"other": 1})
-    assert len(blobs(root)) == 1
+def test_a_replaced_blob_goes(store: Store, root: Path) -> None:
+    store.save("stages", "k", TENSORS, {})
+    store.save("stages", "k", TENSORS, {"other": 1})
+    store.save("stages", "k", {"x": torch.ones(1)}, {})
+    assert blobs(root) == [blob_of(root, "stages", "k")]
 
 
 def test_a_writer_killed_before_the_manifest_leaves_nothing_loadable(
@@ -94,7 +97,7 @@ def test_a_writer_killed_before_the_manifest_leaves_nothing_loadable(
     write = Store._write
 
     def dies_at_the_manifest(self: Store, name: str, content: bytes) -> None:
-        if name.startswith("stages/"):
+        if name.startswith("stages/") and name.endswith(".json"):
             raise KeyboardInterrupt
         write(self, name, content)
 
@@ -109,16 +112,16 @@ def test_a_writer_killed_before_the_manifest_leaves_nothing_loadable(
     assert_same(store.load("stages", "k"), TENSORS, META)
 
 
-@pytest.mark.parametrize("target", ["objects", "stages"])
+@pytest.mark.parametrize("part", ["blob", "manifest"])
 def test_a_writer_killed_while_writing_a_file_leaves_the_older_version(
-    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, target: str
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     store.save("stages", "k", TENSORS, META)
     replace = os.replace
 
     def dies(temporary: str, final: str) -> None:
         assert Path(temporary).stat().st_size > 0
-        if f"/{target}/" in final:
+        if final.endswith(".json") == (part == "manifest"):
             raise KeyboardInterrupt
         replace(temporary, final)
 
@@ -178,8 +181,8 @@ def test_a_damaged_blob_is_reported_set_aside_and_can_be_saved_again(
     assert str(root / "stages" / "k.json") in caplog.text
     assert not store.has("stages", "k")
     assert not blob.exists()
-    aside = sorted(path.name.split(".")[0] for path in (root / "damaged").iterdir())
-    assert aside == (["k"] if damage is remove else sorted(["k", blob.name]))
+    aside = sorted(path.name.rpartition(".")[0] for path in (root / "damaged").iterdir())
+    assert aside == (["k.json"] if damage is remove else sorted(["k.json", blob.name]))
     caplog.clear()
     assert store.load("stages", "k") is None  # from now on as if it had never been
     assert caplog.text == ""
@@ -202,23 +205,21 @@ def test_a_damaged_manifest_is_reported_set_aside_and_can_be_saved_again(
     assert_same(store.load("stages", "k"), TENSORS, META)
 
 
-def test_a_damaged_blob_spares_the_other_keys_a_wrong_result(store: Store, root: Path) -> None:
+def test_a_damaged_blob_harms_no_other_key_of_the_same_content(store: Store, root: Path) -> None:
     store.save("stages", "a", TENSORS, {})
     store.save("stages", "b", TENSORS, {})
     flip_a_byte(blob_of(root, "stages", "a"))
     assert store.load("stages", "a") is None
-    assert store.load("stages", "b") is None
+    assert_same(store.load("stages", "b"), TENSORS, {})
     store.save("stages", "a", TENSORS, {})
     assert_same(store.load("stages", "a"), TENSORS, {})
 
 
-def test_saving_beside_a_damaged_blob_of_the_same_content_publishes_a_whole_one(
-    store: Store, root: Path
-) -> None:
+def test_saving_over_a_damaged_blob_publishes_a_whole_one(store: Store, root: Path) -> None:
     store.save("stages", "a", TENSORS, {})
     flip_a_byte(blob_of(root, "stages", "a"))
-    store.save("stages", "b", TENSORS, {})
-    assert_same(store.load("stages", "b"), TENSORS, {})
+    store.save("stages", "a", TENSORS, {})
+    assert_same(store.load("stages", "a"), TENSORS, {})
 
 
 def test_a_newer_checkpoint_replaces_the_older_and_its_blob(store: Store, root: Path) -> None:
@@ -230,12 +231,101 @@ def test_a_newer_checkpoint_replaces_the_older_and_its_blob(store: Store, root: 
     assert_same(store.load("checkpoints", "k"), {"w": torch.full((4,), 2.0)}, {"epoch": 3})
 
 
-def test_a_deleted_checkpoint_leaves_nothing_behind(store: Store, root: Path) -> None:
-    store.save("checkpoints", "k", TENSORS, META)
-    store.delete("checkpoints", "k")
-    store.delete("checkpoints", "k")
-    assert store.load("checkpoints", "k") is None
+@pytest.mark.parametrize("kind", ["stages", "checkpoints"])
+def test_what_is_deleted_leaves_nothing_behind(store: Store, root: Path, kind: Any) -> None:
+    store.save(kind, "k", TENSORS, META)
+    assert store.keys(kind) == ["k"]
+    assert store.blob(kind, "k") == blob_of(root, kind, "k").name
+    store.delete(kind, "k")
+    store.delete(kind, "k")
+    assert store.load(kind, "k") is None
+    assert (store.keys(kind), store.blob(kind, "k")) == ([], None)
     assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def before(monkeypatch: pytest.MonkeyPatch, method: str, part: str, act: Callable[[], None]) -> None:
+    """Somebody else acts just before the first reading or writing of a blob or a manifest."""
+    operation = getattr(Store, method)
+
+    def interrupted(self: Store, name: str, *rest: Any) -> Any:
+        if name.endswith(".json") == (part == "manifest"):
+            monkeypatch.setattr(Store, method, operation)
+            act()
+        return operation(self, name, *rest)
+
+    monkeypatch.setattr(Store, method, interrupted)
+
+
+def test_an_artefact_deleted_while_it_is_read_is_not_taken_for_damaged(
+    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save("stages", "k", TENSORS, META)
+    before(monkeypatch, "_read", "blob", lambda: store.delete("stages", "k"))
+    assert store.load("stages", "k") is None
+    assert caplog.text == ""
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def test_an_artefact_deleted_and_saved_again_while_it_is_read_is_not_taken_for_damaged(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.save("stages", "k", TENSORS, META)
+
+    def gone_for_a_moment() -> None:
+        store.delete("stages", "k")
+        before(monkeypatch, "_read", "manifest", lambda: store.save("stages", "k", TENSORS, META))
+
+    before(monkeypatch, "_read", "blob", gone_for_a_moment)
+    assert_same(store.load("stages", "k"), TENSORS, META)
+    assert caplog.text == ""
+
+
+def test_an_artefact_deleted_while_it_is_saved_again_is_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Two trials computed one stage; the first has ended, and its result goes as the second one publishes.
+    store.save("stages", "k", TENSORS, META)
+    before(monkeypatch, "_write", "manifest", lambda: store.delete("stages", "k"))
+    store.save("stages", "k", TENSORS, META)
+    assert_same(store.load("stages", "k"), TENSORS, META)
+    assert caplog.text == ""
+
+
+def test_concurrent_deleters_leave_a_whole_artefact_or_none(
+    store: Store, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures: list[BaseException] = []
+
+    def work(reader: bool) -> None:
+        try:
+            for _ in range(30):
+                found = store.load("stages", "k")
+                assert found is None or torch.equal(found.tensors["weight"], TENSORS["weight"])
+                if reader:
+                    store.delete("stages", "k")
+        except BaseException as error:
+            failures.append(error)
+
+    store.save("stages", "k", TENSORS, META)
+    threads = [threading.Thread(target=work, args=(reader,)) for reader in (True, False, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert caplog.text == ""
+    assert [path for path in root.rglob("*") if path.is_file()] == []
+
+
+def test_files_have_their_size_and_age(store: Store, root: Path) -> None:
+    store.write_file("a/b/c.txt", b"123")
+    store.write_file("a/d.txt", b"")
+    os.utime(root / "a" / "d.txt", (0, 0))
+    assert [(f.name, f.size) for f in store.files("a")] == [("d.txt", 0)]
+    assert [(f.name, f.size) for f in store.files("a", recursive=True)] == [("b/c.txt", 3), ("d.txt", 0)]
+    assert [f.name for f in store.files("", recursive=True)] == ["a/b/c.txt", "a/d.txt"]
+    assert store.files("a")[0].modified == datetime(1970, 1, 1, tzinfo=UTC)
+    assert store.files("nowhere") == []
 
 
 def test_a_deleted_stage_does_not_take_what_another_key_holds(store: Store) -> None:
@@ -384,6 +474,11 @@ def test_on_a_remote_filesystem_artefacts_and_records_work_the_same(remote: Stor
     assert_same(remote.load("checkpoints", "c"), {"w": torch.full((4,), 2.0)}, {"epoch": 2})
     remote.delete("checkpoints", "c")
     assert remote.load("checkpoints", "c") is None
+    remote.delete("stages", "k")
+    assert (remote.keys("stages"), remote.files("stages")) == ([], [])
+    remote.save("stages", "k", TENSORS, META)
+    names = {file.name for file in remote.files("", recursive=True)}
+    assert names == {"stages/k.json", f"stages/{remote.blob('stages', 'k')}"}
     inner = remote.sub("inner")
     inner.write_file("a/b.txt", b"x")
     assert inner.read_file("a/b.txt") == b"x"

@@ -62,7 +62,7 @@ def run(
         return state_of(learner.model), {"status": "complete" if alive and not ended_early else "collapsed"}
 
     if stop is not None:
-        key = digest(key, "stop", stop)
+        key = stopped_key(key, stop)
     return (
         yield from train_stage(
             "pre_pruning", key, config.epochs, context, make_learner, finish, stop, give_up
@@ -85,6 +85,11 @@ def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float) -> bool:
     patience = max(3, math.ceil(config.chance_patience * config.epochs))
     recent = curve[-patience:]
     return len(recent) == patience and all(entry["val_accuracy"] <= chance for entry in recent)
+
+
+def stopped_key(key: str, stop: int) -> str:
+    """The key of the network after so many epochs of the stage with this key."""
+    return digest(key, "stop", stop)
 
 
 def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -> Learner:

@@ -60,6 +60,19 @@ def run(
     return Pruning(masks, rewound if rewound is not None else state)
 
 
+def inner_keys(config: PruningConfig, key: str, pre_key: str) -> dict[str, str]:
+    """The store's keys, by name, of what pruning trains on its way: the early network that it rewinds to,
+    and the masks and networks of its rounds."""
+    keys = {}
+    if isinstance(config.rewind, int):
+        keys[f"pre_pruning to epoch {config.rewind}"] = pre_pruning.stopped_key(pre_key, config.rewind)
+    if config.schedule.name == "iterative":
+        for number in range(1, config.schedule.rounds):
+            keys[f"pruning round {number}, mask"] = _mask_key(key, number)
+            keys[f"pruning round {number}"] = _trained_key(key, number)
+    return keys
+
+
 def prune(
     model: nn.Module,
     config: PruningConfig,
@@ -169,10 +182,10 @@ def _rounds(
     rounds = config.schedule.rounds
     for number in range(1, rounds):
         target = density ** (number / rounds)
-        masks = _masks(config, target, digest(key, "round", number), context, state, masks)
+        masks = _masks(config, target, _mask_key(key, number), context, state, masks)
         trained = yield from train_stage(
             f"pruning round {number}",
-            digest(key, "trained", number),
+            _trained_key(key, number),
             config.schedule.epochs,
             context,
             lambda masks=masks, start=rewound if rewound is not None else state: _retrain(  # type: ignore[misc]
@@ -184,6 +197,14 @@ def _rounds(
             break  # diverged: prune what there was
         state = trained.tensors
     return _masks(config, density, key, context, state, masks), state
+
+
+def _mask_key(key: str, number: int) -> str:
+    return digest(key, "round", number)
+
+
+def _trained_key(key: str, number: int) -> str:
+    return digest(key, "trained", number)
 
 
 def _retrain(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from prunetune import pipeline, space
 from prunetune.config import SEARCHABLE, canonical, digest, is_active, validate
 from prunetune.document import Document
 from prunetune.errors import ConfigError, UserError
-from prunetune.schema import Config
+from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 
 try:
@@ -37,9 +37,9 @@ FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
-    `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of the
-    stages by name, as this record's run had them; `branched` says
-    that it was proposed as a branch of a pre-pruned network that was there.
+    `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of all
+    that its stages may store, by name (`pipeline.stored_keys`). `branched` says that it was proposed as a
+    branch of a pre-pruned network that was there.
     `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
     metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
     """
@@ -83,7 +83,7 @@ class Ledger:
         """`store` is the sweep's own folder."""
         self._store = store
         self._records: dict[str, TrialRecord] = {}
-        for folder in _density_folders(store):
+        for folder in density_folders(store):
             for name in store.records(folder):
                 body = store.read_record(name)
                 if body is not None:
@@ -93,6 +93,19 @@ class Ledger:
     def records(self) -> list[TrialRecord]:
         """All records, by density from high to low and number."""
         return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
+
+    def fitting(self, problem: Problem) -> list[TrialRecord]:
+        """The records of this problem's space, and the finished ones of earlier spaces that fit it."""
+        return [
+            record
+            for record in self.records()
+            if record.space == problem.hash or (record.finished and problem.fit(record) is not None)
+        ]
+
+    @property
+    def store(self) -> Store:
+        """The sweep's own folder."""
+        return self._store
 
     def propose(
         self,
@@ -129,22 +142,29 @@ class Ledger:
         self._store.write_record(record_name(record.density, record.number), dataclasses.asdict(record))
 
 
+def _no_digest(data: DataConfig) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a sweep searches: the template, its hash, and a description of each part for people.
 
     `code` is a digest of what determines results beside the configuration: a user's own model code, the
-    data's content, this project's version of the computation. `data` is the data's own (`Dataset.digest`).
+    data's content, this project's version of the computation. `data_digest` gives `Dataset.digest` of the
+    data of a trial: the space may contain several.
     """
 
     template: dict[str, Any]
     hash: str
     described: dict[str, str]
     code: str = ""
-    data: str = ""
+    data_digest: Callable[[DataConfig], str] = _no_digest
 
     @classmethod
-    def of(cls, template: dict[str, Any], code: str = "", data: str = "") -> Problem:
+    def of(
+        cls, template: dict[str, Any], code: str = "", data_digest: Callable[[DataConfig], str] = _no_digest
+    ) -> Problem:
         """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
@@ -153,12 +173,12 @@ class Problem:
         }
         if code:
             described["(content of the data, and code)"] = code[:12]
-        return cls(template, digest(_plain(template), code), described, code, data)
+        return cls(template, digest(_plain(template), code), described, code, data_digest)
 
     def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
-        """The store's keys of a configuration's stages, by name."""
+        """The store's keys of all that a configuration's stages may store, by name."""
         config = validate({**tree, "densities": [density]}, _RECORDED)
-        return dataclasses.asdict(pipeline.stage_keys(config, self.data))
+        return pipeline.stored_keys(config, self.data_digest(config.data))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """The record's parameters in this space, or None where it is not one of its points."""
@@ -217,12 +237,13 @@ def trial_config(record: TrialRecord, base: Config) -> Config:
     """A record's configuration with today's data root, resources and tracking."""
     tree = dict(record.tree)
     tree["data"] = {**tree["data"], "root": base.data.root}
-    for key in ("name", "search", "resources", "tracking", "storage"):
+    for key in ("name", "search", "keep", "resources", "tracking", "storage"):
         tree[key] = base.tree()[key]
     return validate({**tree, "densities": [record.density]}, _RECORDED)
 
 
-def _density_folders(store: Store) -> list[str]:
+def density_folders(store: Store) -> list[str]:
+    """The folders of a sweep's records, one per density."""
     return [f"trials/{name}" for name in store.folders("trials")]
 
 

@@ -36,7 +36,7 @@ _OUTCOME = (
 
 
 class Listener(Protocol):
-    """Somebody who wants to know: MLflow, the live view."""
+    """Somebody who wants to know: MLflow, the live view, retention."""
 
     def started(self, record: TrialRecord) -> None:
         """A trial is running."""

@@ -45,6 +45,7 @@ def test_moving_the_data_or_the_budget_of_the_search_is_not_another_problem(tmp_
         "data.root=/elsewhere",
         "search.trials_per_density=99",
         "resources.cpus=2",
+        "keep={post_pruning: all, pre_pruning: always}",
         "densities=[0.5]",
     )
     assert moved.hash == problem.hash
