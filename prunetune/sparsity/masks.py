@@ -159,8 +159,8 @@ class FixedMask:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the pruned weights; to be called after every optimizer step."""
-        for name, mask in self.masks.items():
-            self.weights[name].mul_(mask)
+        if self.masks:
+            torch._foreach_mul_([self.weights[name] for name in self.masks], list(self.masks.values()))
 
 
 def pack(mask: Tensor) -> Tensor:
