@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunetune import training
 from prunetune.data import Dataset
+from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig
 from prunetune.store import Artefact, Store
 from prunetune.training import Curve, DivergedError, EpochCheckpoint, EpochWork, Learner
@@ -39,6 +40,7 @@ class Context:
     seed: int
     owner: str
     checkpoint_interval: float
+    precision: Precision = AUTO
 
 
 def train_stage(
@@ -61,7 +63,9 @@ def train_stage(
         yield from _replay(name, key, saved.meta["curve"], context.owner, stop or total)
         return saved
 
-    learner = make_learner()
+    with context.precision.backends(context.data.device):
+        learner = make_learner()
+    learner.precision = context.precision
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
     first = len(curve)
@@ -91,7 +95,8 @@ def train_stage(
                 "checkpointed": written,
                 **metrics,
             }
-        tensors, meta = finish(learner)
+        with context.precision.backends(context.data.device):
+            tensors, meta = finish(learner)
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}
     meta = {**meta, "curve": curve}

@@ -136,15 +136,16 @@ class Problem:
 
     @classmethod
     def of(cls, template: dict[str, Any], code: str = "", data: str = "") -> Problem:
-        """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
+        """The problem of a template: what is searchable but where the data lie, and the precision."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
             for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
             if key != "data.root" and value is not None
         }
+        described["precision"] = repr(precision := template.get("precision", "auto"))
         if code:
             described["(content of the data, and code)"] = code[:12]
-        return cls(template, digest(_plain(template), code), described, code, data)
+        return cls(template, digest(_plain(template), code, precision), described, code, data)
 
     def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
         """The store's keys of a configuration's stages, by name."""
@@ -201,6 +202,7 @@ def problem_hash(tree: dict[str, Any], density: float) -> str:
         canonical(config.pruning),
         canonical(config.post_pruning),
         config.density,
+        config.precision,
     )
 
 
