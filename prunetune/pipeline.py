@@ -18,6 +18,7 @@ from prunetune import models
 from prunetune.config import canonical, digest
 from prunetune.data import Dataset
 from prunetune.document import Document
+from prunetune.precision import Precision
 from prunetune.schema import Config
 from prunetune.stages import post_pruning, pre_pruning, pruning
 from prunetune.stages.stage import Context, Report, Step
@@ -245,6 +246,7 @@ def stage_keys(config: Config, data_digest: str) -> StageKeys:
         model,
         models.source_digest(config.model),
         config.seed,
+        config.precision,
     )
     mask = config.pre_pruning.mask if config.pre_pruning is not None else None
     aimed = config.density if mask is not None and mask.method == "target" else None
@@ -279,4 +281,5 @@ def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint
         seed=config.seed,
         owner=owner,
         checkpoint_interval=checkpoint_interval,
+        precision=Precision(config.precision),
     )

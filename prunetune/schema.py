@@ -332,6 +332,9 @@ class Config(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="bf16: autocast; auto: bf16 on a GPU that has it, else fp32"
+    )
     data: DataConfig
     model: ModelConfig
     densities: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)

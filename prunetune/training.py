@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
+from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.smoothing import softened
@@ -101,6 +102,7 @@ class Learner:
     lr_factor: schedules.Schedule
     constraint: Constraint = field(default_factory=Unconstrained)
     smoothing: Callable[[int], Smoothing] = lambda epoch: Smoothing()
+    precision: Precision = AUTO
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
@@ -150,6 +152,10 @@ class EpochWork:
 
         So the last validation, after every horizon, sees the original network.
         """
+        with self.learner.precision.backends(self.data.device):
+            self._run()
+
+    def _run(self) -> None:
         learner, data = self.learner, self.data
         self.metrics = {"train_loss": math.nan}
         with seeded(seed_of(self.seed, "modules", self.epoch), data.device), suppress(DivergedError):
@@ -166,7 +172,7 @@ class EpochWork:
             return
         learner.constraint.before_evaluation()
         with learner.smoothing(self.epoch + 1).around(learner.model):
-            accuracy, validation_loss = evaluate(learner.model, data, data.validation)
+            accuracy, validation_loss = evaluate(learner.model, data, data.validation, learner.precision)
         self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
 
     def result(self) -> Metrics:
@@ -210,9 +216,10 @@ def train_epoch(
     order = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
     drawn = torch.Generator(data.device).manual_seed(seed_of(seed, "drawn", epoch))
     smoothing = learner.smoothing(epoch)
-    model, constraint = learner.model.train(), learner.constraint
+    constraint = learner.constraint
+    logits = learner.precision.forward(learner.model.train(), data.device)
     loss_sum = torch.zeros((), device=data.device)
-    with smoothing.around(model):
+    with smoothing.around(learner.model):
         for index, (x, y) in enumerate(batches(data, batch_size, augmentation, order=order, drawn=drawn)):
             time = (epoch + index / steps) / total
             factor = learner.lr_factor(time)
@@ -221,7 +228,7 @@ def train_epoch(
                     group["lr"] = group["base_lr"] * factor
                 optimizer.zero_grad()
             constraint.before_forward(drawn)
-            loss = F.cross_entropy(model(x), y, label_smoothing=smoothing.label_smoothing)
+            loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
             loss.backward()
             if constraint.before_step(time, epoch * steps + index):
                 for optimizer in learner.optimizers:
@@ -232,16 +239,19 @@ def train_epoch(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, data: Dataset, split: Split) -> tuple[float, float]:
-    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode."""
+def evaluate(
+    model: nn.Module, data: Dataset, split: Split, precision: Precision = AUTO
+) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode, in the given precision."""
     was_training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=data.device)
     loss = torch.zeros((), device=data.device)
+    logits = precision.forward(model, data.device)
     for x, y in evaluation_batches(data, split):
-        logits = model(x)
-        correct += (logits.argmax(1) == y).sum()
-        loss += F.cross_entropy(logits, y, reduction="sum")
+        z = logits(x)
+        correct += (z.argmax(1) == y).sum()
+        loss += F.cross_entropy(z, y, reduction="sum")
     model.train(was_training)
     return int(correct) / len(split), float(loss) / len(split)
 
@@ -252,7 +262,7 @@ def chance_accuracy(data: Dataset) -> float:
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer over `parameters`, all with the same weight decay."""
+    """The configured optimizer over `parameters`, all with the same weight decay; fused: one pass a step."""
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -260,9 +270,10 @@ def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> t
             momentum=config.momentum,
             nesterov=config.nesterov and config.momentum > 0,
             weight_decay=config.weight_decay,
+            fused=True,
         )
     kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 def make_schedule(config: ScheduleConfig) -> schedules.Schedule:

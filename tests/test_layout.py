@@ -18,7 +18,7 @@ LAYERS = (
     ("space",),
     ("config",),
     ("sparsity",),
-    ("store", "models", "data"),
+    ("store", "models", "data", "precision"),
     ("deploy",),
     ("training",),
     ("stages",),

@@ -100,6 +100,14 @@ CASES: dict[str, list[Config]] = {
         changed(pre_pruning__mask=mask(lambda2=l2, initial=initial, lr=lr, lambda2_warmup=warmup))
         for l2, initial, lr, warmup in ((1e-4, 0.5, 0.02, 0.0), (1e-3, 0.9, 0.01, 0.5), (0.0, 0.7, 0.05, 0.0))
     ],
+    "masks with a target": [
+        changed(pre_pruning__mask=mask(method="target", initial=i), densities=[d])
+        for i, d in ((0.9, 0.3), (0.5, 0.1))
+    ],
+    "bf16": [
+        changed(precision="bf16", post_pruning__optimizer__lr=lr, pre_pruning__epochs=1)
+        for lr in (1e-4, 3e-4)
+    ],
     "soft pieces": [
         changed(),
         changed(**{f"post_pruning__{name}": piece for name, piece in PIECES.items()}),
@@ -172,13 +180,13 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
-def assert_close(one: Tensor, other: Tensor, name: str) -> None:
-    torch.testing.assert_close(one, other, rtol=2e-3, atol=2e-4, msg=lambda m: f"{name}: {m}")
+def assert_close(one: Tensor, other: Tensor, name: str, times: float = 1.0) -> None:
+    torch.testing.assert_close(one, other, rtol=2e-3 * times, atol=2e-4 * times, msg=lambda m: f"{name}: {m}")
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_trials_give_together_what_they_give_alone(name: str, tmp_path: Path, programs: list[int]) -> None:
-    configs = CASES[name]
+    configs, coarse = CASES[name], 10.0 if name == "bf16" else 1.0  # of 8 bits
     for (reports, result), (expected_reports, expected) in zip(
         together(configs, tmp_path), alone(configs, tmp_path), strict=True
     ):
@@ -188,12 +196,12 @@ def test_trials_give_together_what_they_give_alone(name: str, tmp_path: Path, pr
             assert report.keys() == other.keys()
             for metric in ("train_loss", "val_loss", "mask_density"):
                 if metric in report:
-                    assert report[metric] == pytest.approx(other[metric], rel=1e-3)
+                    assert report[metric] == pytest.approx(other[metric], rel=1e-3 * coarse)
             assert report["val_accuracy"] == pytest.approx(other["val_accuracy"], abs=1 / 32 + 1e-9)
         assert result.nonzero == expected.nonzero
         assert result.masks.keys() == expected.masks.keys()
         for weight, state in result.state.items():
-            assert_close(state.float(), expected.state[weight].float(), weight)
+            assert_close(state.float(), expected.state[weight].float(), weight, coarse)
         for weight, kept in result.masks.items():
             assert not result.state[weight][~kept].any()  # exactly zero
     assert max(programs) == len(configs)
@@ -204,17 +212,14 @@ def test_trials_give_together_what_they_give_alone(name: str, tmp_path: Path, pr
     [
         {"post_pruning__dynamic": "set"},
         {"pruning__schedule": "gradual"},
-        {"pre_pruning__mask": mask(method="target"), "post_pruning__epochs": 1},
     ],
 )
-def test_what_moves_its_mask_runs_alone_and_gives_the_same_bits(
+def test_what_moves_its_mask_trains_beside_others_as_it_does_alone(
     section: Tree, tmp_path: Path, programs: list[int]
 ) -> None:
     configs = [changed(**section, seed=seed) for seed in (0, 1)]
     for (_, result), (_, expected) in zip(together(configs, tmp_path), alone(configs, tmp_path), strict=True):
         assert result.status == expected.status
-        if "pruning__schedule" not in section and "post_pruning__dynamic" not in section:
-            continue
         for name, state in result.state.items():
             assert_close(state, expected.state[name], name)
 

@@ -29,10 +29,10 @@ def batches(
     size = min(batch_size, n)
     for start in range(0, n - size + 1, size):
         chosen = permutation[start : start + size]
-        images = data.train.images[chosen]
+        images = data.train.images.index_select(0, chosen)  # copies whole images; indexing goes by pixel
         if augmentation is not None:
             images = augment(images, augmentation, generator=drawn)
-        yield data.normalize(images), data.train.labels[chosen]
+        yield data.normalize(images), data.train.labels.index_select(0, chosen)
 
 
 def steps_per_epoch(data: Dataset, batch_size: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -69,9 +70,13 @@ class Dataset:
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels 0–255 (B, C, H, W) to floats: mean 0, deviation 1 per channel over the training set."""
-        scale = (1 / self.std).view(1, -1, 1, 1)
-        shift = (-self.mean / self.std).view(1, -1, 1, 1)
+        scale, shift = self._scale_and_shift
         return images.float().mul_(scale).add_(shift)
+
+    @cached_property
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Of `normalize`, each (1, C, 1, 1); not computed anew at every step."""
+        return (1 / self.std).view(1, -1, 1, 1), (-self.mean / self.std).view(1, -1, 1, 1)
 
 
 def split_off_validation(

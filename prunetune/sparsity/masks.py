@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prunetune.sparsity.dynamic import project_to_count
+from prunetune.sparsity.dynamic import shift_to_count
 
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -49,15 +49,37 @@ def mask_gradients(
     theta: Tensor,
     drawn: Tensor,
     mask: Tensor,
-    lambda1: float | Tensor,
-    lambda2: float | Tensor,
+    lambda1: float,
+    lambda2: float,
+    *,
+    out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,), or (K, n) with λ (K, 1).
+    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,).
 
     With B ~ Bernoulli(M) and the straight-through rule ∂B/∂M = 1:
     ∂L/∂θ = g⊙B and ∂L/∂M = g⊙θ + λ1 (1 − 2M) + λ2, in closed form, without autograd through the mask.
+    They are written to `out` where that is given; its first one may be `grad` itself.
     """
-    return grad * drawn, grad * theta + lambda1 * (1 - 2 * mask) + lambda2
+    for_theta, for_mask = out if out is not None else (torch.empty_like(theta), torch.empty_like(mask))
+    constant = torch.full((), lambda1 + lambda2, dtype=mask.dtype, device=mask.device)
+    torch.sub(constant, mask, alpha=2 * lambda1, out=for_mask).addcmul_(grad, theta)
+    torch.mul(grad, drawn, out=for_theta)
+    return for_theta, for_mask
+
+
+def fill_uniform(out: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Fill `out` (n,) float32 with uniform multiples of 2⁻²⁴ in [0, 1), as `torch.rand` does.
+
+    On the CPU, where random bits are the dearest part of a mask's step, each number has only its upper 16
+    bits for itself; the lower 8 are drawn once for all. So each is exactly uniform, and two of them are
+    independent but for less than 2⁻¹⁶.
+    """
+    if out.device.type != "cpu":
+        return out.uniform_(generator=generator)
+    words = torch.empty(-(-out.numel() // 4), dtype=torch.int64)
+    upper = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: out.numel()]
+    lower = torch.randint(256, (), generator=generator)
+    return torch.add(0.5 + lower * 2.0**-24, upper, alpha=2.0**-16, out=out)
 
 
 class LearnableMask:
@@ -74,7 +96,8 @@ class LearnableMask:
         self.mask = nn.Parameter(torch.full_like(flat, initial))
         self._drawn = torch.ones_like(flat)
         self._used = flat  # what the model computes with
-        self._grad = torch.zeros_like(flat)
+        self._grad = torch.zeros_like(flat)  # of what the model computes with, then of θ
+        self._mask_grad = torch.zeros_like(flat)
         offset = 0
         for weight in weights.values():
             piece = slice(offset, offset + weight.numel())
@@ -85,8 +108,7 @@ class LearnableMask:
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
         """Put θ⊙B with a fresh B ~ Bernoulli(M) into the model, and clear the gradients."""
-        uniform = torch.rand(self.mask.shape, generator=generator, device=self.mask.device)
-        torch.lt(uniform, self.mask, out=self._drawn)
+        torch.lt(fill_uniform(self._used, generator=generator), self.mask, out=self._drawn)
         torch.mul(self.theta, self._drawn, out=self._used)
         self._grad.zero_()
 
@@ -94,7 +116,13 @@ class LearnableMask:
     def take_gradients(self, lambda1: float, lambda2: float) -> None:
         """Set the gradients of `theta` and `mask` after a backward pass through the drawn weights."""
         self.theta.grad, self.mask.grad = mask_gradients(
-            self._grad, self.theta, self._drawn, self.mask, lambda1, lambda2
+            self._grad,
+            self.theta,
+            self._drawn,
+            self.mask,
+            lambda1,
+            lambda2,
+            out=(self._grad, self._mask_grad),
         )
 
     @torch.no_grad()
@@ -105,7 +133,10 @@ class LearnableMask:
     @torch.no_grad()
     def project(self, density: float) -> None:
         """Onto the nearest M in [0, 1] whose mean is `density`, after a step."""
-        self.mask.copy_(project_to_count(self.mask, density * self.mask.numel()))
+        count = density * self.mask.numel()
+        # What was drawn, and M's gradient, have been used.
+        shift = shift_to_count(self.mask, count, scratch=(self._drawn, self._mask_grad))
+        self.mask.sub_(shift).clamp_(0, 1)
 
     @torch.no_grad()
     def expect(self) -> None:
@@ -128,8 +159,8 @@ class FixedMask:
     @torch.no_grad()
     def apply(self) -> None:
         """Zero the pruned weights; to be called after every optimizer step."""
-        for name, mask in self.masks.items():
-            self.weights[name].mul_(mask)
+        if self.masks:
+            torch._foreach_mul_([self.weights[name] for name in self.masks], list(self.masks.values()))
 
 
 def pack(mask: Tensor) -> Tensor:

@@ -49,8 +49,8 @@ def run(
 
     The masks rest, unless `dynamic` moves them or gradual pruning (of `pruning`, to `density`) closes
     them. The artefact holds the state and, as bits, the final masks (`final_masks`); its meta has
-    `val_accuracy`, `test_accuracy` (measured here, once), `nonzero`, `effective_density` and `cut_layers`,
-    the layers with no weight on any path from input to output.
+    `val_accuracy`, `test_accuracy` (measured here, once, in the precision of training), `nonzero`,
+    `effective_density` and `cut_layers`, the layers with no weight on any path from input to output.
     Status `collapsed`: no better on the validation split than always naming its most frequent class.
     """
 
@@ -81,8 +81,8 @@ def run(
 
     def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = context.data
-        accuracy, _ = evaluate(learner.model, data, data.validation)
-        test_accuracy, _ = evaluate(learner.model, data, data.test)
+        accuracy, _ = evaluate(learner.model, data, data.validation, learner.precision)
+        test_accuracy, _ = evaluate(learner.model, data, data.test, learner.precision)
         final = {name: learner.tensors[_MASK + name].bool() for name in masks}
         effective = effective_weights(learner.model, final, data.shape)
         cut = [name for name, mask in effective.items() if not mask.any()]

@@ -106,7 +106,7 @@ def _learner(config: PrePruningConfig, model: nn.Module, density: float = 1.0) -
         [
             make_optimizer(config.optimizer, [mask.theta, *dense]),
             # Adam whatever the weights use: M's gradient g⊙θ spans orders of magnitude between layers.
-            torch.optim.Adam([mask.mask], lr=config.mask.lr),
+            torch.optim.Adam([mask.mask], lr=config.mask.lr, fused=True),
         ],
         {**state_of(model), "prunetune:theta": mask.theta.detach(), "prunetune:mask": mask.mask.detach()},
         factor,

@@ -158,7 +158,8 @@ def _masks(
     if state is not None:
         load_state(model, state)
     seed = seed_of(context.seed, "pruning")
-    masks = prune(model, config, density, data=context.data, alive=alive, seed=seed)
+    with context.precision.backends(context.data.device):
+        masks = prune(model, config, density, data=context.data, alive=alive, seed=seed)
     context.store.save(
         "stages",
         key,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunetune import training
 from prunetune.data import Dataset
+from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig
 from prunetune.store import Artefact, Store
 from prunetune.training import Curve, DivergedError, EpochCheckpoint, EpochWork, Learner
@@ -39,6 +40,7 @@ class Context:
     seed: int
     owner: str
     checkpoint_interval: float
+    precision: Precision = AUTO
 
 
 def train_stage(
@@ -63,7 +65,9 @@ def train_stage(
         yield from _replay(name, key, curve, context.owner, len(curve))
         return saved
 
-    learner = make_learner()
+    with context.precision.backends(context.data.device):
+        learner = make_learner()
+    learner.precision = context.precision
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
     first = len(curve)
@@ -96,7 +100,8 @@ def train_stage(
             }
             if last:
                 break
-        tensors, meta = finish(learner)
+        with context.precision.backends(context.data.device):
+            tensors, meta = finish(learner)
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}
     meta = {**meta, "curve": curve}

@@ -165,15 +165,16 @@ class Problem:
     def of(
         cls, template: dict[str, Any], code: str = "", data_digest: Callable[[DataConfig], str] = _no_digest
     ) -> Problem:
-        """The problem of a template. Where the data lie, and all that is not searchable, is no part of it."""
+        """The problem of a template: what is searchable but where the data lie, and the precision."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
             for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
             if key != "data.root" and value is not None
         }
+        described["precision"] = repr(precision := template.get("precision", "auto"))
         if code:
             described["(content of the data, and code)"] = code[:12]
-        return cls(template, digest(_plain(template), code), described, code, data_digest)
+        return cls(template, digest(_plain(template), code, precision), described, code, data_digest)
 
     def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
         """The store's keys of all that a configuration's stages may store, by name."""
@@ -230,6 +231,7 @@ def problem_hash(tree: dict[str, Any], density: float) -> str:
         canonical(config.pruning),
         canonical(config.post_pruning),
         config.density,
+        config.precision,
     )
 
 

@@ -7,8 +7,8 @@ same schedules. Trials whose epochs have the same seed and number see the same b
 draws, so these are made once.
 
 Batched are the stages that train most: dense, with a learnable mask, and under fixed masks. What moves its
-mask during training (RigL, SET, gradual pruning, a mask with a target), models with dropout, and operations
-without a batching rule run alone.
+mask's pattern during training (RigL, SET, gradual pruning), models with dropout, and operations without a
+batching rule run alone.
 """
 
 from __future__ import annotations
@@ -49,8 +49,6 @@ def signature(work: EpochWork) -> Hashable | None:
     constraint = learner.constraint
     if type(constraint) not in (Unconstrained, MaskLearning, Pruned):
         return None
-    if isinstance(constraint, MaskLearning) and constraint.target is not None:
-        return None
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in learner.model.modules()):
         return None
     return (
@@ -60,6 +58,8 @@ def signature(work: EpochWork) -> Hashable | None:
         repr(learner.model),
         tuple((name, tensor.shape) for name, tensor in learner.model.state_dict().items()),
         type(constraint),
+        isinstance(constraint, MaskLearning) and constraint.target is not None,
+        learner.precision,
         type(learner.optimizers[0]),
         bool(learner.optimizers[0].param_groups[0].get("nesterov")),
     )

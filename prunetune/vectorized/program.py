@@ -13,19 +13,23 @@ from torch.func import functional_call, vmap
 
 from prunetune.data import batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
-from prunetune.sparsity.masks import mask_gradients, prunable
+from prunetune.sparsity.dynamic import shift_to_count
+from prunetune.sparsity.masks import fill_uniform, prunable
 from prunetune.sparsity.smoothing import softened
 from prunetune.stages.pre_pruning import MaskLearning
 from prunetune.stages.pruned import Pruned
 from prunetune.training import EpochWork, Learner, Metrics, Smoothing, seed_of
 from prunetune.vectorized.optimizers import batched
 
+_SHIFTS = vmap(shift_to_count)
+
 
 class _Times(NamedTuple):
-    """Per step (rows) and trial (columns), on the device: learning rate's factors and λ2."""
+    """Per step (rows) and trial (columns), on the device: learning rate's factors, λ2, masks' targets."""
 
     factor: Tensor
     lambda2: Tensor
+    target: Tensor | None
 
 
 @final
@@ -72,6 +76,10 @@ class Program:
 
     def run(self) -> list[Metrics]:
         """Train and validate; each trial's metrics, as it would have them alone."""
+        with self._works[0].learner.precision.backends(self._device):
+            return self._run()
+
+    def _run(self) -> list[Metrics]:
         training = self._model.training
         try:
             losses = self._train().tolist()
@@ -114,16 +122,13 @@ class Program:
                 factor = times.factor[step, :, None]
                 if uniform is not None:
                     theta = self._optimized[:, : self._prunable]
-                    of_theta, of_mask = mask_gradients(
-                        gradient[:, : self._prunable],
-                        theta,
-                        drawn,
-                        self._masks,
-                        self._lambda1,
-                        times.lambda2[step, :, None],
-                    )
-                    gradient[:, : self._prunable] = of_theta
+                    # As `mask_gradients`, with λ by row.
+                    push = self._lambda1 * (1 - 2 * self._masks) + times.lambda2[step, :, None]
+                    of_mask = push.addcmul_(gradient[:, : self._prunable], theta)
+                    gradient[:, : self._prunable].mul_(drawn)
                     self._mask_optimizer.step(of_mask, factor)
+                    if times.target is not None:
+                        self._masks.sub_(_SHIFTS(self._masks, times.target[step])[:, None])
                     self._masks.clamp_(0, 1)
                 self._optimizer.step(gradient, factor)
                 if self._fixed is not None:
@@ -133,6 +138,7 @@ class Program:
 
     def _forward(self, smoothing: Sequence[Smoothing]) -> Any:
         """(parameters, images) to logits (K, B, classes)."""
+        is_bf16 = self._works[0].learner.precision.is_bf16(self._device)
         betas = [math.inf if s.beta is None else s.beta for s in smoothing]
         beta = None if all(map(math.isinf, betas)) else self._vector(betas)
         gamma = self._vector([s.gamma for s in smoothing]) if any(s.gamma for s in smoothing) else None
@@ -145,8 +151,9 @@ class Program:
         def forward(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
             shared = x.dim() == 4  # the same batch for all
             dims = (0, 0, None if shared else 0, None if beta is None else 0, None if gamma is None else 0)
-            logits: Tensor = vmap(one, in_dims=dims)(parameters, self._buffers, x, beta, gamma)
-            return logits
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=is_bf16):
+                logits: Tensor = vmap(one, in_dims=dims)(parameters, self._buffers, x, beta, gamma)
+            return logits.float()
 
         return forward
 
@@ -175,18 +182,32 @@ class Program:
             uniform = None
             if self._mask_learning:
                 uniform = together(
-                    [torch.rand(self._prunable, generator=g, device=self._device) for g in drawn]
+                    [
+                        fill_uniform(torch.empty(self._prunable, device=self._device), generator=g)
+                        for g in drawn
+                    ]
                 )
             yield together([x for x, _ in parts]), together([y for _, y in parts]), uniform
 
     def _times(self) -> _Times:
         """The schedules of the epoch, for all steps at once: nothing is copied to the device in between."""
-        factor, lambda2 = [], []
+        factor, lambda2, target = [], [], []
         for step in range(self._steps):
             times = [(work.epoch + step / self._steps) / work.total for work in self._works]
             factor.append([work.learner.lr_factor(t) for work, t in zip(self._works, times, strict=True)])
             lambda2.append([c.lambda2(t) for c, t in zip(self._mask_learning, times, strict=False)])
-        return _Times(torch.tensor(factor, device=self._device), torch.tensor(lambda2, device=self._device))
+            target.append(
+                [
+                    c.target(t) * self._prunable
+                    for c, t in zip(self._mask_learning, times, strict=False)
+                    if c.target
+                ]
+            )
+        return _Times(
+            torch.tensor(factor, device=self._device),
+            torch.tensor(lambda2, device=self._device),
+            torch.tensor(target, device=self._device) if target[0] else None,
+        )
 
     def _evaluation_weights(self) -> None:
         if self._mask_learning:

@@ -79,23 +79,53 @@ def test_gradual_pruning_is_cubic_between_start_and_end() -> None:
     assert at(0.5) == pytest.approx(0.2 + 0.8 * 0.5**3)
 
 
-def brute_force(mask: Tensor, count: float) -> Tensor:
-    """τ on a fine grid."""
-    grid = torch.linspace(float(mask.min()) - 1, float(mask.max()), 200_001, dtype=torch.float64)
-    totals = (mask.double()[:, None] - grid).clamp(0, 1).sum(0)
-    return (mask.double() - grid[(totals - count).abs().argmin()]).clamp(0, 1).float()
+def exact_projection(mask: Tensor, count: float) -> Tensor:
+    """By bisection in float64."""
+    mask = mask.double()
+    low, high = mask.min() - 1, mask.max()
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if (mask - middle).clamp(0, 1).sum() > count else (low, middle)
+    return (mask - (low + high) / 2).clamp(0, 1)
 
 
 @pytest.mark.parametrize("count", [0.0, 0.5, 2.0, 5.3, 8.0])
 def test_the_projection_is_the_nearest_point_with_that_count(count: float) -> None:
     mask = torch.tensor([-0.2, 0.0, 0.1, 0.4, 0.5, 0.9, 1.0, 1.3])
-    projected = project_to_count(mask, count)
-    assert float(projected.sum()) == pytest.approx(count, abs=1e-4)
-    assert float(projected.min()) >= 0
-    assert float(projected.max()) <= 1
-    assert torch.allclose(projected, brute_force(mask, count), atol=1e-3)
+    projected = project_to_count(mask, count, steps=10)
+    assert float(projected.sum()) == pytest.approx(count, abs=1e-5)
+    torch.testing.assert_close(projected, exact_projection(mask, count).float(), atol=1e-6, rtol=0)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.one_of(st.floats(-3, 3, width=32), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=30
+    ),
+    st.floats(0, 1),
+)
+def test_any_mask_is_projected_with_enough_steps(values: list[float], share: float) -> None:
+    mask = torch.tensor(values, dtype=torch.float64)
+    projected = project_to_count(mask, share * len(values), steps=40)
+    assert float(projected.sum()) == pytest.approx(share * len(values), abs=1e-5)
+    torch.testing.assert_close(projected, exact_projection(mask, share * len(values)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("density", [0.001, 0.05, 0.5])
+def test_a_mask_after_a_step_is_projected_at_once(density: float) -> None:
+    # Weights at 0 and at 1 and some between, moved by about the learning rate as Adam does.
+    n, g = 100_000, generator()
+    mask = exact_projection(torch.randn(n, generator=g) + torch.randn(n, generator=g).sign(), density * n)
+    moved = (mask + 0.02 * torch.randn(n, generator=g).clamp(-2, 1)).float()
+    projected = project_to_count(moved, 0.999 * density * n)
+    assert float(projected.double().sum()) == pytest.approx(0.999 * density * n, abs=1e-6 * n)
+    torch.testing.assert_close(
+        projected.double(), exact_projection(moved, 0.999 * density * n), atol=1e-5, rtol=0
+    )
 
 
 def test_a_mask_with_the_right_count_stays_as_it_is() -> None:
     mask = torch.rand(1000, generator=generator())
     assert torch.allclose(project_to_count(mask, float(mask.sum())), mask, atol=1e-5)
+    extremes = torch.tensor([0.0, 1.0, 1.0, 0.0])
+    assert torch.equal(project_to_count(extremes, 2.0), extremes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from prunetune.sparsity.masks import (
     FixedMask,
     LearnableMask,
+    fill_uniform,
     mask_gradients,
     pack,
     prunable,
@@ -199,6 +202,32 @@ def test_weights_that_are_drawn_have_the_mask_as_mean() -> None:
     torch.testing.assert_close(total / 4000, means.view(1, 4), atol=0.03, rtol=0)
     assert total[0, 0] == 0  # M = 0: never
     assert total[0, 3] == 4000  # M = 1: always
+
+
+@pytest.mark.parametrize("n", [1, 4, 7, 200_001])
+def test_uniform_numbers_are_multiples_of_two_to_the_minus_24(n: int) -> None:
+    found = fill_uniform(torch.full((n,), math.nan), generator=generator())
+    assert torch.equal(found * 2**24, (found * 2**24).round())
+    assert float(found.min()) >= 0
+    assert float(found.max()) < 1
+
+
+def test_uniform_numbers_fill_the_interval_evenly_and_without_a_pattern() -> None:
+    n = 1 << 18
+    g = generator(1)
+    found = fill_uniform(torch.empty(n), generator=g)
+    for every in (found, found[0::4], found[1::4], found[2::4], found[3::4]):  # a word gives four of them
+        counts = torch.histc(every, 64, 0, 1)
+        expected = len(every) / 64
+        chi_squared = float(((counts - expected) ** 2 / expected).sum())
+        assert chi_squared < 120  # 63 degrees of freedom: 2·10⁻⁵
+    for distance in (1, 2, 3, 4):
+        products = (found[distance:] - 0.5) * (found[:-distance] - 0.5)
+        assert abs(float(products.mean())) < 4.5 / 12 / math.sqrt(n)
+    # Shared within a call, another at the next one.
+    lower = {float((fill_uniform(torch.empty(9), generator=g) * 2**16).frac().unique()) for _ in range(600)}
+    assert len(lower) > 200
+    assert lower <= {share / 256 for share in range(256)}
 
 
 def test_the_draw_follows_its_generator() -> None:

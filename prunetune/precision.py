@@ -1,0 +1,65 @@
+"""Floating-point formats: bf16 autocast where it pays, float32 elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+
+@final
+@dataclass(frozen=True)
+class Precision:
+    """What a network computes in, as `precision` of the configuration has it.
+
+    `auto` is bf16 on a GPU that has it and fp32 elsewhere. Parameters, masks, optimizer states and the loss
+    are float32 in either.
+    """
+
+    configured: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def is_bf16(self, device: torch.device) -> bool:
+        """Whether a network on `device` runs under bf16 autocast."""
+        if self.configured == "auto":
+            return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return self.configured == "bf16"
+
+    def forward(self, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """The model as a function of images (B, C, H, W) on `device`, to logits (B, classes) in float32."""
+        is_bf16 = self.is_bf16(device)
+        # The images' layout decides that of the convolutions; on a CPU it does not pay.
+        channels_last = device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in model.modules())
+
+        def logits(images: Tensor) -> Tensor:
+            if channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            if not is_bf16:
+                out: Tensor = model(images)
+                return out
+            with torch.autocast(device.type, torch.bfloat16):
+                out = model(images)
+            return out.float()
+
+        return logits
+
+    @contextmanager
+    def backends(self, device: torch.device) -> Iterator[None]:
+        """Within, on a GPU: TF32 for what stays float32, unless fp32 is asked for; cuDNN picks by trying."""
+        if device.type != "cuda":
+            yield
+            return
+        matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+        before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+        matmul.allow_tf32 = cudnn.allow_tf32 = self.configured != "fp32"
+        cudnn.benchmark = True
+        try:
+            yield
+        finally:
+            matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
+
+
+AUTO = Precision()
