@@ -129,7 +129,7 @@ class DensitySearch:
         trial = self._study.ask()
 
         def suggest(name: str, distribution: space.Distribution) -> Any:
-            params[name] = _suggest(trial, name, distribution)
+            params[name] = suggest_value(trial, name, distribution)
             return params[name]
 
         space.resolve(self._problem.template, suggest, is_active)
@@ -153,7 +153,8 @@ class DensitySearch:
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
-def _suggest(trial: optuna.Trial, name: str, distribution: space.Distribution) -> Any:
+def suggest_value(trial: optuna.Trial, name: str, distribution: space.Distribution) -> Any:
+    """Ask a trial for the value of a distribution."""
     match distribution:
         case space.Uniform(low, high):
             return trial.suggest_float(name, low, high, log=isinstance(distribution, space.LogUniform))

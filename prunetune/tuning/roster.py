@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypedDict, final
 
 import ray
@@ -94,6 +95,11 @@ class Dispatcher(DriverOnly):
         ]
         self._roster.write(worker, assignments if is_needed else None)
         return started
+
+    def useful_workers(self) -> int:
+        """How many workers the trials under way and those still to be started could keep busy."""
+        trials = self._count() + len(self._search)
+        return math.ceil(min(trials, self._most or trials) / self._per_worker)
 
     def _count(self) -> int:
         return sum(len(running) for running in self._by_worker.values())

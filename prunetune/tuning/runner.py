@@ -18,7 +18,7 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own p
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
-os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "1")  # one more worker than there is room for
+os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # so many workers start at once
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have no metric
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -60,13 +60,13 @@ def run(
         interrupted.listen()  # Ray sets handlers of its own when it starts
         resources = _resources(config, local)
         slots = _slots(resources) if local else None
-        concurrent = min(filter(None, (config.search.max_concurrent, slots)), default=None)
         longest = most_epochs(problem.template, "post_pruning")
         per_worker = trials_per_worker(config, problem, resources)
         roster = Roster.start()
+        dispatcher = Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent)
         recorder = Recorder(
             search,
-            Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent),
+            dispatcher,
             PerDensityAsha(config, search.past, longest),
             Store(config.storage).sub("store"),
             listeners,
@@ -85,9 +85,9 @@ def run(
                     resources,
                 ),
                 tune_config=tune.TuneConfig(
-                    search_alg=WorkerSearcher(search),
+                    search_alg=WorkerSearcher(search, dispatcher.useful_workers),
                     num_samples=-1,
-                    max_concurrent_trials=concurrent,
+                    max_concurrent_trials=slots,
                     reuse_actors=True,
                     trial_dirname_creator=_worker_name,
                     trial_name_creator=_worker_name,

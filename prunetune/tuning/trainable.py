@@ -31,7 +31,7 @@ _BATCH_SECONDS = 0.5
 _IDLE_SECONDS = 0.1
 
 Steps = Callable[..., Generator[Step, None, PipelineResult]]
-"""As `pipeline.steps`."""
+"""As `pipeline.steps`; or as `pipeline.run`, without the works."""
 
 
 @final
@@ -148,9 +148,10 @@ class _Running:
         return self._end.get("status") == "failed"
 
     def advance(self) -> None:
-        """Go on to the next epoch that is to be trained, or to the end."""
+        """Go on to the next epoch that is to be trained, past one that was, or to the end."""
         self.work = None
-        while not self._end and self.work is None:
+        is_waiting = False
+        while not self._end and not is_waiting:
             try:
                 step = next(self._steps)
             except StopIteration as end:
@@ -161,9 +162,10 @@ class _Running:
                 self._end = {"status": "failed", "error": traceback.format_exc()}
             else:
                 if isinstance(step, EpochWork):
-                    self.work = step
+                    self.work, is_waiting = step, True
                 else:
                     self._reports.append(step)
+                    is_waiting = not step["reused"]
 
     def news(self) -> dict[str, Any]:
         """What happened since it was asked last."""
