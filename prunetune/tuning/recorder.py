@@ -120,10 +120,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     def check(self) -> None:
         """Raise WorkError when nothing has worked so far, and it was tried a few times."""
         if self.is_hopeless:
-            last = self._errors[-1].strip()
-            raise WorkError(
-                f"all of the first {len(self._errors)} attempts failed, the last one with:\n{last}"
+            what = (
+                f"the first {self._failures} trials failed"
+                if self._failures >= _HOPELESS
+                else f"{self._setbacks} workers were lost before any trial had a result"
             )
+            raise WorkError(f"{what}, the last one with:\n{self._errors[-1].strip()}")
 
     @property
     def is_hopeless(self) -> bool:

@@ -193,7 +193,7 @@ def test_nothing_but_failures_end_the_sweep(one: Sweep) -> None:
         (uid,) = one.board.uids("w")
         one.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "ValueError: no"})
     assert one.recorder.is_hopeless
-    with pytest.raises(WorkError, match=r"first 3 attempts failed.*\nValueError: no"):
+    with pytest.raises(WorkError, match=r"first 3 trials failed.*\nValueError: no"):
         one.recorder.check()
 
 
@@ -202,6 +202,8 @@ def test_workers_that_never_come_up_end_the_sweep(one: Sweep) -> None:
         assert not one.recorder.is_hopeless
         one.lose("another")  # with no trial on it
     assert one.recorder.is_hopeless
+    with pytest.raises(WorkError, match="10 workers were lost"):
+        one.recorder.check()
 
 
 def test_a_worker_waits_where_a_stage_it_needs_is_being_computed(tmp_path: Path) -> None:
