@@ -14,13 +14,9 @@ from prunetune.document import Document
 from prunetune.schema import Config
 from prunetune.tuning.ledger import Problem
 
-_ROOM_FLOPS = {"cpu": 5e7, "cuda": 1e11}
-"""Operations per step up to which trials are batched: below, a step's cost is its calls, not its sums.
-
-On two x86 cores a perceptron of 27 thousand weights at batch size 32 (5e6 per step) ran 8 trials at twice the
-rate of one by one, and one of 119 thousand at 128 (9e7) gained nothing. The GPU's is not measured yet.
-"""
-_MOST = {"cpu": 8, "cuda": 64}
+_ROOM_FLOPS = 1e11
+"""Operations per step that fill a GPU: trials are batched up to that. An estimate, not measured yet."""
+_MOST = 64
 
 
 def trials_per_worker(config: Config, problem: Problem, resources: dict[str, float]) -> int:
@@ -28,21 +24,23 @@ def trials_per_worker(config: Config, problem: Problem, resources: dict[str, flo
     asked = config.resources.trials_per_worker
     if asked != "auto":
         return asked
-    device = "cuda" if resources.get("gpu") else "cpu"
+    if not resources.get("gpu"):
+        # A step of the digits' perceptron (27 thousand weights, batch 32) costs half as much in a program of 8,
+        # one of MNIST's (119 thousand, 128) as much as alone; and the search loses 7 trials' feedback.
+        return 1
     trials = config.search.trials_per_density * len(config.densities)
-    return automatic(step_flops(problem, config), device, trials)
+    return automatic(step_flops(problem, config), trials)
 
 
-def automatic(flops: float, device: str, trials: int) -> int:
-    """Trials side by side, for steps of so many operations, in a sweep of so many trials.
+def automatic(flops: float, trials: int) -> int:
+    """Trials side by side on a GPU, for steps of so many operations, in a sweep of so many trials.
 
     At most an eighth of the trials: proposals made at once know nothing of each other's results.
 
-    >>> automatic(5e6, "cpu", 72), automatic(9e7, "cpu", 72), automatic(5e6, "cpu", 16)
-    (8, 1, 2)
+    >>> automatic(9e7, 1000), automatic(2e10, 1000), automatic(3e11, 1000), automatic(9e7, 160)
+    (64, 5, 1, 20)
     """
-    fits = int(_ROOM_FLOPS[device] / flops)
-    return max(1, min(fits, _MOST[device], trials // 8))
+    return max(1, min(int(_ROOM_FLOPS / flops), _MOST, trials // 8))
 
 
 def step_flops(problem: Problem, config: Config) -> float:

@@ -229,10 +229,19 @@ def test_a_cluster_is_asked_for_no_more_workers_than_there_is_work_for(tmp_path:
     assert searcher.suggest("w4") == "FINISHED"
 
 
-@pytest.mark.parametrize(("asked", "expected"), [("3", 3), ("auto", 1)])
-def test_trials_per_worker(tmp_path: Path, asked: str, expected: int) -> None:
-    config, problem, _ = make_sweep(tmp_path, f"resources.trials_per_worker={asked}")
-    assert trials_per_worker(config, problem, {"cpu": 1.0}) == expected  # auto: an eighth of 12 trials
+@pytest.mark.parametrize(
+    ("asked", "resources", "expected"),
+    [
+        ("3", {"cpu": 1.0}, 3),
+        ("auto", {"cpu": 1.0}, 1),
+        ("auto", {"cpu": 1.0, "gpu": 0.5}, 2),  # a small model; an eighth of 16 trials
+    ],
+)
+def test_trials_per_worker(tmp_path: Path, asked: str, resources: dict[str, float], expected: int) -> None:
+    config, problem, _ = make_sweep(
+        tmp_path, f"resources.trials_per_worker={asked}", "search.trials_per_density=8"
+    )
+    assert trials_per_worker(config, problem, resources) == expected
 
 
 def test_a_steps_operations_are_three_forward_passes(tmp_path: Path) -> None:
