@@ -244,6 +244,22 @@ def test_a_changed_space_is_said_and_what_fits_is_kept(undisturbed: Path) -> Non
     assert len(frame) == len(fit) + 2
 
 
+def test_several_trials_run_side_by_side_on_a_worker(folder: Path, undisturbed: Path) -> None:
+    packed = ["resources.trials_per_worker=5", "search.max_concurrent=5"]
+    sweep(folder, *packed)
+    done, alone = records(folder), records(undisturbed)
+    assert {r["status"] for r in done} <= {"complete", "stopped"}
+    assert len(done) == len(alone)
+    # The first proposal at each density is the same, and what it gives is, too.
+    for density in (0.3, 0.1):
+        one, other = (
+            next(r for r in rs if (r["density"], r["number"]) == (density, 0)) for rs in (done, alone)
+        )
+        assert one["params"] == other["params"]
+        first, second = one["curve"][1], other["curve"][1]
+        assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-3)
+
+
 def test_a_users_own_network_and_a_worker_that_dies(folder: Path) -> None:
     """The trial goes on in another worker, from the store, and its result is that of an undisturbed one."""
     overrides = [

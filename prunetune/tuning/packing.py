@@ -25,8 +25,8 @@ def trials_per_worker(config: Config, problem: Problem, resources: dict[str, flo
     if asked != "auto":
         return asked
     if not resources.get("gpu"):
-        # A step of the digits' perceptron (27 thousand weights, batch 32) costs half as much in a program of 8,
-        # one of MNIST's (119 thousand, 128) as much as alone; and the search loses 7 trials' feedback.
+        # In a program of 8 a step of the digits' perceptron (27 thousand weights, batch 32) costs half, one
+        # of MNIST's (119 thousand, 128) as much as alone; and the search loses 7 trials' feedback.
         return 1
     trials = config.search.trials_per_density * len(config.densities)
     return automatic(step_flops(problem, config), trials)

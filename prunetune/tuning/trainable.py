@@ -80,11 +80,15 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             return {"members": []}
         begun = time.monotonic()
         while time.monotonic() - begun < _BATCH_SECONDS:
-            for trial in self._running.values():
-                trial.advance()
-            if any(trial.has_news for trial in self._running.values()):
+            trials = self._running.values()
+            for trial in trials:
+                if trial.work is None:  # one that has an epoch to train waits for the others
+                    trial.advance()
+            if any(trial.has_news for trial in trials):
                 break
-            vectorized.run_together([trial.work for trial in self._running.values() if trial.work])
+            vectorized.run_together([trial.work for trial in trials if trial.work])
+            for trial in trials:
+                trial.work = None  # run, or about to be: alone, when it goes on
         if self._device != "cpu" and any(trial.failed for trial in self._running.values()):
             self._check_device()
         return {"members": [trial.news() for trial in self._running.values()]}
@@ -149,7 +153,6 @@ class _Running:
 
     def advance(self) -> None:
         """Go on to the next epoch that is to be trained, past one that was, or to the end."""
-        self.work = None
         is_waiting = False
         while not self._end and not is_waiting:
             try:
