@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,15 @@ class PipelineResult:
             "epochs_reused": self.epochs_reused,
             "seconds": self.seconds,
         }
+
+
+class Steps(Protocol):
+    """What a sweep's trials run: `steps`, or what a benchmark puts in its place."""
+
+    def __call__(
+        self, config: Config, *, store: Store, device: str, owner: str
+    ) -> Generator[Step, None, PipelineResult]:
+        """Yields what `steps` yields (the epochs to be trained may be left out)."""
 
 
 def run_pipeline(

@@ -37,6 +37,12 @@ class PrePruned:
     only: float | None = None
     best: dict[float, float] = field(default_factory=dict)
     branches: Counter[float] = field(default_factory=Counter)
+    collapsed: float = 0.0
+
+    def is_usable(self, density: float) -> bool:
+        """Whether a branch at this density is worth a trial: what collapsed will at lower ones, too."""
+        has_collapsed = density <= self.collapsed and density < min(self.best, default=math.inf)
+        return self.only in (None, density) and not has_collapsed
 
 
 class Pool:
@@ -70,14 +76,18 @@ class Pool:
 
     def ended(self, record: TrialRecord) -> None:
         """A branch has given what it gives."""
+        network = self._networks.get(key_of(record))
         accuracies = [entry["val_accuracy"] for entry in record.curve if "post_epoch" in entry]
-        if key_of(record) in self and accuracies:
-            best = self._networks[key_of(record)].best
-            best[record.density] = max(best.get(record.density, 0.0), *accuracies)
+        if network is None or not accuracies:
+            return
+        if record.status == "collapsed":
+            network.collapsed = max(network.collapsed, record.density)
+        else:
+            network.best[record.density] = max(network.best.get(record.density, 0.0), *accuracies)
 
     def ranked(self, density: float) -> list[PrePruned]:
         """The networks that a trial at this density can branch from, the one to take first."""
-        usable = [n for n in self._networks.values() if n.only is None or n.only == density]
+        usable = [network for network in self._networks.values() if network.is_usable(density)]
         quantiles = {
             e: _quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
         }

@@ -76,6 +76,16 @@ def test_a_mask_that_aims_at_a_density_is_of_no_use_to_another() -> None:
     assert [n.key for n in networks.ranked(0.1)] == ["a", "b"]
 
 
+def test_a_network_whose_branch_collapsed_is_left_at_that_density_and_below() -> None:
+    networks = pool(record("a", 0.1, 0.9), record("b", 0.1, 0.5))
+    networks.ended(finish(record("a", 0.03), 0.1, "collapsed"))
+    assert [n.key for n in networks.ranked(0.1)] == ["a", "b"]
+    assert [n.key for n in networks.ranked(0.03)] == ["b"]
+    assert [n.key for n in networks.ranked(0.01)] == ["b"]
+    networks.ended(finish(record("a", 0.01), 0.6))  # one that was under way did not, after all
+    assert [n.key for n in networks.ranked(0.03)] == ["a", "b"]
+
+
 def test_the_branch_is_what_comes_before_pruning() -> None:
     params = {
         "seed": 1,

@@ -1,0 +1,104 @@
+"""The same search as plain Ray Tune does it: what `sweep_cost` compares with.
+
+Per density one experiment, with Ray's OptunaSearch (TPE), FIFO, a process per trial, and every stage computed
+in every trial. The training code is the project's own, so what differs is the sweep.
+
+    python -m benchmarks.plain_ray_tune CONFIG RESULT.json [dotted.key=value …]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+
+import optuna
+import ray
+import torch
+from ray import tune
+from ray.tune.search.optuna import OptunaSearch
+
+from prunetune import document, space
+from prunetune.config import is_active, sweep_from_document, validate
+from prunetune.document import Document
+from prunetune.pipeline import run_pipeline
+from prunetune.store import Store
+from prunetune.tuning.density_search import suggest_value
+
+
+def trial(params: dict[str, Any], template: dict[str, Any], density: float, threads: int) -> None:
+    """One trial, as a user would write it: train, prune, train, report every epoch."""
+    torch.set_num_threads(threads)
+    tree = space.at(template, params, is_active)
+    config = validate({**tree, "densities": [density]}, Document("trial", {}))
+    with tempfile.TemporaryDirectory() as folder:
+        result = run_pipeline(
+            config,
+            store=Store(folder),
+            device="cuda" if ray.get_gpu_ids() else "cpu",
+            report=lambda **report: tune.report({"val_accuracy": report["val_accuracy"]}),
+            checkpoint_interval=1e9,
+        )
+    tune.report(
+        {
+            "val_accuracy": result.val_accuracy or 0.0,
+            "test_accuracy": result.test_accuracy or 0.0,
+            "epochs": result.epochs_run,
+        }
+    )
+
+
+def propose(asked: optuna.Trial, template: dict[str, Any]) -> None:
+    """The search space, define-by-run."""
+    space.resolve(template, lambda name, found: suggest_value(asked, name, found), is_active)
+
+
+def main(arguments: list[str]) -> None:
+    """Search every density; writes the best of each."""
+    path, output, *overrides = arguments
+    template, config = sweep_from_document(document.override(document.read(path), overrides))
+    template = {**template, "data": {**template["data"], "root": str(Path(config.data.root).absolute())}}
+
+    warnings.filterwarnings("ignore")
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    resources = {"cpu": config.resources.cpus, "gpu": config.resources.gpus}
+    found: dict[str, Any] = {"epochs_run": 0, "trials": 0, "best": {}}
+    for density in config.densities:
+        with tempfile.TemporaryDirectory() as folder:
+            grid = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(
+                        trial, template=template, density=density, threads=int(config.resources.cpus)
+                    ),
+                    resources,
+                ),
+                tune_config=tune.TuneConfig(
+                    metric="val_accuracy",
+                    mode="max",
+                    search_alg=OptunaSearch(
+                        space=partial(propose, template=template),
+                        metric="val_accuracy",
+                        mode="max",
+                        sampler=optuna.samplers.TPESampler(seed=config.seed, multivariate=True, group=True),
+                    ),
+                    num_samples=config.search.trials_per_density,
+                ),
+                run_config=tune.RunConfig(name="plain", storage_path=folder, verbose=0),
+            ).fit()
+            results = [each.metrics for each in grid if each.metrics and "epochs" in each.metrics]
+        best = max(results, key=lambda metrics: metrics["val_accuracy"])
+        found["trials"] += len(results)
+        found["epochs_run"] += sum(metrics["epochs"] for metrics in results)
+        found["best"][f"{density:g}"] = {name: best[name] for name in ("val_accuracy", "test_accuracy")}
+    Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
