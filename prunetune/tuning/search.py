@@ -13,13 +13,17 @@ from prunetune.tuning.density_search import DensitySearch
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
+_NETWORKS_FIRST = 8
+"""So many pre-pruned networks are explored, over all densities, before any is branched from."""
+
 
 class SweepSearch:
     """The queue over all densities: what was under way, new proposals (densities in turn), what failed.
 
     A new proposal either explores, with a pre-pruning stage of its own, or branches from a pre-pruned
-    network that is in the store (`search.exploration` is the share of the former at each density). What
-    would compute a stage that a running trial is computing waits until that is in the store.
+    network that is in the store (`search.exploration` is the share of the former at each density, after a
+    few to choose from). What would compute a stage that a running trial is computing waits until that is
+    in the store.
     """
 
     def __init__(
@@ -154,7 +158,8 @@ class SweepSearch:
         """A new record at a density; None when its space is exhausted."""
         search, number = self._searches[density], self._ledger.next_number(density)
         proposal, branched = None, False
-        if self._explored[density] >= self._config.search.exploration * (self._issued[density] + 1):
+        share = self._config.search.exploration * (self._issued[density] + 1)
+        if self._explored[density] >= share and sum(self._explored.values()) >= _NETWORKS_FIRST:
             for network in self._pool.ranked(density):
                 if not self._stored(network.key):
                     self._pool.remove(network.key)

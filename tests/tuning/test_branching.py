@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tuning.conftest import finish, make_sweep
 
+from prunetune.tuning import search as searching
 from prunetune.tuning.branching import Pool, determining, key_of, upper_bound
 from prunetune.tuning.ledger import Ledger, TrialRecord
 from prunetune.tuning.search import SweepSearch
@@ -111,6 +112,12 @@ def run(search: SweepSearch, trial: TrialRecord, value: float = 0.5) -> None:
     search.tell(trial)
 
 
+@pytest.fixture
+def from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branch as soon as there is one network."""
+    monkeypatch.setattr(searching, "_NETWORKS_FIRST", 1)
+
+
 def make(folder: Path, *overrides: str, stored: bool = True) -> SweepSearch:
     return SweepSearch(*make_sweep(folder, *overrides), lambda key: stored)
 
@@ -121,7 +128,7 @@ def started(search: SweepSearch) -> TrialRecord:
     return found
 
 
-@pytest.mark.parametrize(("exploration", "expected"), [(1.0, 24), (0.5, 12), (0.25, 6)])
+@pytest.mark.parametrize(("exploration", "expected"), [(1.0, 24), (0.5, 12), (0.25, 6), (0.01, 4)])
 def test_the_share_that_explores_is_as_asked_at_each_density(
     tmp_path: Path, exploration: float, expected: int
 ) -> None:
@@ -138,6 +145,7 @@ def test_the_share_that_explores_is_as_asked_at_each_density(
     assert len({key_of(t) for t in trials}) == 2 * expected  # and branches never make one
 
 
+@pytest.mark.usefixtures("from_the_first")
 def test_a_branch_has_the_networks_parameters_and_new_ones_after_it(tmp_path: Path) -> None:
     search = make(tmp_path)
     first, second = started(search), started(search)
@@ -154,6 +162,7 @@ def test_a_branch_has_the_networks_parameters_and_new_ones_after_it(tmp_path: Pa
     assert third.params[alpha] != second.params[alpha]
 
 
+@pytest.mark.usefixtures("from_the_first")
 def test_a_network_of_a_running_trial_can_be_branched_from_once_it_is_pruned(tmp_path: Path) -> None:
     search = make(tmp_path)
     first, second = started(search), started(search)
