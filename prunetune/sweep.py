@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import math
 import uuid
 from typing import Any
 
@@ -24,8 +25,8 @@ from prunetune.document import Document
 from prunetune.errors import UserError
 from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
+from prunetune.tuning import branching, reporting, results, retention
 from prunetune.tuning import ledger as ledgers
-from prunetune.tuning import reporting, results, retention
 from prunetune.tuning.ledger import Ledger, Problem
 
 
@@ -283,10 +284,24 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
     stop = config.search.early_stopping
     console.print(
         f"{per_density} trials at each of {len(config.densities)} densities: {trials} trials, at most "
-        f"{trials * sum(stages):,} epochs ({' + '.join(map(str, stages))} per trial) before reuse"
-        + (" and early stopping" if stop else ""),
+        f"{trials * sum(stages):,} epochs ({' + '.join(map(str, stages))} per trial)"
+        + (" before early stopping" if stop else ""),
         highlight=False,
     )
+    if pre and config.search.exploration < 1:
+        explored = min(
+            trials,
+            max(
+                branching.NETWORKS_FIRST,
+                len(config.densities) * math.ceil(config.search.exploration * per_density),
+            ),
+        )
+        console.print(
+            f"about {explored} networks are pre-trained and the other trials branch from them "
+            f"(search.exploration = {config.search.exploration:g}): "
+            f"about {explored * pre + trials * (rounds + post):,} epochs",
+            highlight=False,
+        )
     return commands.EXIT_OK
 
 

@@ -15,6 +15,9 @@ from typing import Any
 
 from prunetune.tuning.ledger import TrialRecord
 
+NETWORKS_FIRST = 8
+"""So many pre-pruned networks are explored, over all densities, before any is branched from."""
+
 _CONFIDENCE = 0.5
 """Weight of UCB's bonus, in quantiles: of four networks the best gets about half of the branches."""
 _NEAR = 4.0

@@ -8,13 +8,11 @@ from typing import Any, final
 from ray.tune.search import Searcher
 
 from prunetune.schema import Config
+from prunetune.tuning import branching
 from prunetune.tuning.branching import Pool, key_of
 from prunetune.tuning.density_search import DensitySearch
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
-
-_NETWORKS_FIRST = 8
-"""So many pre-pruned networks are explored, over all densities, before any is branched from."""
 
 
 class SweepSearch:
@@ -159,7 +157,7 @@ class SweepSearch:
         search, number = self._searches[density], self._ledger.next_number(density)
         proposal, branched = None, False
         share = self._config.search.exploration * (self._issued[density] + 1)
-        if self._explored[density] >= share and sum(self._explored.values()) >= _NETWORKS_FIRST:
+        if self._explored[density] >= share and sum(self._explored.values()) >= branching.NETWORKS_FIRST:
             for network in self._pool.ranked(density):
                 if not self._stored(network.key):
                     self._pool.remove(network.key)

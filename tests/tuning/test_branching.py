@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tuning.conftest import finish, make_sweep
 
-from prunetune.tuning import search as searching
+from prunetune.tuning import branching
 from prunetune.tuning.branching import Pool, determining, key_of, upper_bound
 from prunetune.tuning.ledger import Ledger, TrialRecord
 from prunetune.tuning.search import SweepSearch
@@ -115,7 +115,7 @@ def run(search: SweepSearch, trial: TrialRecord, value: float = 0.5) -> None:
 @pytest.fixture
 def from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Branch as soon as there is one network."""
-    monkeypatch.setattr(searching, "_NETWORKS_FIRST", 1)
+    monkeypatch.setattr(branching, "NETWORKS_FIRST", 1)
 
 
 def make(folder: Path, *overrides: str, stored: bool = True) -> SweepSearch:
