@@ -1,0 +1,50 @@
+"""Writes the tables of README.md anew, from the results in `benchmarks/results/`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common, step_time
+
+README = Path(__file__).parents[1] / "README.md"
+
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+
+RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "step_time": step_time.render,
+}
+"""Benchmarks in the README's order, and what makes their results Markdown."""
+
+
+def tables(folder: Path = common.RESULTS) -> str:
+    """Every committed result as Markdown, the CPU's before the GPU's."""
+    parts = []
+    for name, render in RENDERERS.items():
+        for device in ("cpu", "gpu"):
+            path = folder / f"{name}-{device}.json"
+            if path.exists():
+                parts.append(render(json.loads(path.read_text(encoding="utf-8"))))
+    return "\n\n".join(parts)
+
+
+def replaced(text: str, tables: str) -> str:
+    """A text with `tables` between its markers. Raises ValueError unless each marker is there once."""
+    for marker in (BEGIN, END):
+        if text.count(marker) != 1:
+            raise ValueError(f"{marker} must stand in the file once; it is there {text.count(marker)} times")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{after}"
+
+
+def main() -> None:
+    """The command."""
+    README.write_text(replaced(README.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    print(f"written: {README}")
+
+
+if __name__ == "__main__":
+    main()

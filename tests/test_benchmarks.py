@@ -1,0 +1,212 @@
+"""The benchmarks' arithmetic and tables. Nothing here measures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import bounds, common, plain_loop, step_time, tables
+from prunetune import config as configuration
+from prunetune import data as datasets
+from prunetune import pipeline
+from prunetune.document import Document
+from prunetune.models import build
+from prunetune.schema import ConvConfig, DataConfig, MlpConfig
+from prunetune.store import Store
+
+MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0, "gpu": None, "load": 0.1}
+
+
+def result(name: str, body: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+    return {**common.result(name, device, MACHINE, body), "date": "2026-01-01", "versions": {"torch": "2"}}
+
+
+# --- what they share
+
+
+def test_tasks_take_turns_and_the_warm_up_is_not_counted() -> None:
+    order: list[str] = []
+    ticks = iter(range(100))
+    seconds = common.interleaved(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        repeats=2,
+        warmup=1,
+        clock=lambda: float(next(ticks)),
+    )
+    assert order == ["a", "b"] * 3
+    assert seconds == {"a": [1.0, 1.0], "b": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.012345, "0.0123"),
+        (1.0, "1.00"),
+        (99.99, "100.0"),
+        (1234.5, "1,234"),
+        (0.0, "0.00"),
+        (-3.14159, "-3.14"),
+    ],
+)
+def test_three_significant_digits(value: float, text: str) -> None:
+    assert common.significant(value) == text
+
+
+def test_a_goal_says_whether_it_is_met() -> None:
+    assert common.judged("x", 1.6, at_most=1.6) == "x ≤ 1.6: 1.60, met"
+    assert common.judged("x", 14.99, at_least=15) == "x ≥ 15: 15.0, missed"
+
+
+def test_a_quick_result_is_not_written_unless_asked(tmp_path: Path) -> None:
+    document = result("step_time", {"x": 1})
+    quick = argparse.Namespace(quick=True, output=None)
+    assert common.write(document, quick) is None
+    path = common.write(document, argparse.Namespace(quick=True, output=tmp_path / "new"))
+    assert path == tmp_path / "new" / "step_time-cpu.json"
+    assert json.loads(path.read_text()) == document
+
+
+# --- the bounds of a step
+
+
+def test_macs_of_the_papers_mlp_are_its_weights() -> None:
+    model = build(MlpConfig(name="mlp", hidden=[100] * 5), (1, 28, 28), 10, seed=0)
+    assert bounds.macs(model, (1, 28, 28)) == 119_400
+    assert bounds.step_flops(119_400, 128) == 91_699_200
+
+
+def test_macs_of_vgg16_are_the_sum_over_its_layers() -> None:
+    stages = [(64, 2, 32), (128, 2, 16), (256, 3, 8), (512, 3, 4), (512, 3, 2)]  # channels, layers, side
+    expected, channels = 512 * 10, 3
+    for out, layers, side in stages:
+        for _ in range(layers):
+            expected += channels * out * 9 * side**2
+            channels = out
+    model = build(ConvConfig(name="vgg16"), (3, 32, 32), 10, seed=0)
+    assert bounds.macs(model, (3, 32, 32)) == expected
+
+
+def test_the_optimizers_traffic() -> None:
+    # SGD with momentum: w and v read and written, g read: 5 values. Adam: 7.
+    assert bounds.optimizer_bytes(100, 0, states=1) == 100 * 5 * 4
+    assert bounds.optimizer_bytes(100, 0, states=2) == 100 * 7 * 4
+    # 60 of them masked: Adam on M, and the drawn weights.
+    assert bounds.optimizer_bytes(100, 60, states=2) == 100 * 7 * 4 + 60 * 8 * 4
+
+
+def test_a_step_is_bound_by_the_slower_of_arithmetic_and_traffic() -> None:
+    rates = {"matmul_flops_per_second": 1e9, "copy_bytes_per_second": 1e6}
+    assert bounds.bound_seconds(2e9, 1e6, rates) == 2.0
+    assert bounds.bound_seconds(1e9, 3e6, rates) == 3.0
+
+
+# --- its data and configurations
+
+
+@pytest.mark.parametrize(("name", "shape"), [("mnist", (1, 28, 28)), ("parquet", (3, 32, 32))])
+def test_the_project_and_the_plain_loop_read_the_same_images(
+    tmp_path: Path, name: Any, shape: tuple[int, int, int]
+) -> None:
+    root = str(tmp_path / name)
+    images, labels = plain_loop.write_images(name, Path(root), shape, 17)
+    data = datasets.load(DataConfig(name=name, root=root, validation_fraction=1e-9))
+    assert (len(data.train), len(data.validation), len(data.test)) == (16, 1, 10)
+    rows = {tuple(image.flatten().tolist()): int(label) for image, label in zip(images, labels, strict=True)}
+    for image, label in zip(data.train.images, data.train.labels, strict=True):
+        assert rows[tuple(image.flatten().tolist())] == label
+    x, y = plain_loop.plain_source(name, root, images, labels)[3]
+    assert y == labels[3]
+    if name == "mnist":  # no augmentation
+        torch.testing.assert_close(x, (images[3] / 255 - 0.5) / 0.25)
+
+
+def test_the_plain_loop_trains_all_but_the_last_small_batch() -> None:
+    source = [(torch.full((3,), float(index)), index % 2) for index in range(9)]
+    model = nn.Linear(3, 2)
+    before = model.weight.detach().clone()
+    steps = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure: Any = None) -> None:
+            steps.append(1)
+            super().step(closure)
+
+    running = plain_loop.plain_epochs(
+        source,  # type: ignore[arg-type]
+        model,
+        Counting(model.parameters(), lr=0.1),
+        batch_size=4,
+        device="cpu",
+    )
+    next(running)
+    assert len(steps) == 2
+    assert not torch.equal(model.weight, before)
+
+
+def test_each_kind_of_step_is_a_valid_configuration_of_its_stage(tmp_path: Path) -> None:
+    workload = step_time.workloads("cpu", quick=True)["mlp"]
+    plain_loop.write_images("mnist", tmp_path, workload.image, workload.steps * step_time.BATCH + 1)
+    for kind in ("dense", "mask", "target", "post_pruning"):
+        tree = step_time.tree(workload, kind, str(tmp_path), 3)
+        config = configuration.from_document(Document(kind, tree))
+        steps = pipeline.run(config, store=Store(str(tmp_path / kind)))
+        report = next(steps)
+        steps.close()
+        assert report["stage"] == ("post_pruning" if kind == "post_pruning" else "pre_pruning")
+        assert ("mask_density" in report) == (kind in ("mask", "target"))
+        assert math.isfinite(report["train_loss"])
+
+
+# --- tables
+
+
+STEP_TIME = {
+    "rates": {"matmul_flops_per_second": 1e12, "copy_bytes_per_second": 1e9},
+    "workloads": {
+        "mlp": {
+            "title": "MLP",
+            "batch": 1000,
+            "steps": 10,
+            "macs": 100_000,
+            "parameters": 1,
+            "bytes": {"dense": 0, "mask": 2e6},
+            "seconds_per_step": {
+                "dense": [0.001, 0.002, 0.006],
+                "mask": [0.004] * 3,
+                "plain": [0.008],
+            },
+        }
+    },
+}
+
+
+def test_the_step_times_table() -> None:
+    # Arithmetic: 6·1e5·1000 = 6e8 operations take 0.6 ms; the mask's traffic takes 2 ms.
+    body = json.loads(json.dumps(STEP_TIME))
+    body["workloads"]["mlp"]["bytes"]["plain"] = 0
+    text = step_time.render(result("step_time", body))
+    assert "| dense | 2.00 | 1.00 – 6.00 | 1.00 | 4.00 × | 30 % |" in text
+    assert "| mask, penalty | 4.00 | 4.00 – 4.00 | 2.00 | 2.00 × | 50 % |" in text
+    assert "mask / dense ≤ 1.6: 2.00, missed" in text
+    assert "2 cores of a CPU; torch 2; 2026-01-01." in text
+
+
+def test_tables_go_between_the_markers_and_nowhere_else() -> None:
+    text = f"a\n{tables.BEGIN}\nold\n{tables.END}\nb\n"
+    once = tables.replaced(text, "new")
+    assert once == f"a\n{tables.BEGIN}\n\nnew\n\n{tables.END}\nb\n"
+    assert tables.replaced(once, "new") == once
+    with pytest.raises(ValueError, match="once"):
+        tables.replaced("no markers", "new")
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.replaced(text, tables.tables()) == text
