@@ -77,6 +77,10 @@ class PipelineResult:
         }
 
 
+Steps = Callable[..., Generator[Step, None, PipelineResult]]
+"""As `steps`; or as `run`, without the epochs to be run."""
+
+
 def run_pipeline(
     config: Config | str | Path | Mapping[str, Any],
     *,

@@ -29,17 +29,17 @@ from prunetune.tuning import reporting, results, retention
 from prunetune.tuning.ledger import Ledger, Problem
 
 
-def main(arguments: list[str]) -> int:
-    """The command; returns its exit code."""
+def main(arguments: list[str], steps: pipeline.Steps = pipeline.steps) -> int:
+    """The command; returns its exit code. `steps` is what a trial runs."""
     try:
-        return _main(arguments)
+        return _main(arguments, steps)
     except KeyboardInterrupt:  # before the first trial, after the last one, or a second time
         again = commands.command_line("sweep", arguments)
         print(f"interrupted; everything finished so far is kept. To go on:\n  {again}", flush=True)
         return commands.EXIT_INTERRUPTED
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m prunetune.sweep",
         description="Search a configuration per density. Running the same command again goes on where it "
@@ -74,12 +74,15 @@ def _main(arguments: list[str]) -> int:
     with ledgers.exclusive(store):
         if given.gc:
             return _collect_garbage(config, problem, Ledger(store), dry_run=given.dry_run)
-        return _sweep(config, problem, store, arguments)
+        return _sweep(config, problem, store, arguments, steps)
 
 
-def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
+def _sweep(
+    config: Config, problem: Problem, store: Store, arguments: list[str], steps: pipeline.Steps
+) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
     from prunetune.tuning import progress, runner, tracking
+    from prunetune.tuning.recorder import Listener
     from prunetune.tuning.search import SweepSearch
 
     console = commands.console()
@@ -108,7 +111,8 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
-                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view, keeper])
+                listeners: list[Listener] = [tracker, view, keeper]
+                interrupted = runner.run(commands.absolute(config), problem, search, listeners, steps)
         status = "interrupted" if interrupted else "finished"
     finally:
         records = ledger.fitting(problem)

@@ -38,7 +38,7 @@ from prunetune.tuning.packing import trials_per_worker
 from prunetune.tuning.recorder import Listener, Recorder
 from prunetune.tuning.roster import Dispatcher, Roster
 from prunetune.tuning.search import SweepSearch, WorkerSearcher
-from prunetune.tuning.trainable import Steps, Worker
+from prunetune.tuning.trainable import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def run(
     problem: Problem,
     search: SweepSearch,
     listeners: list[Listener],
-    steps: Steps = pipeline.steps,
+    steps: pipeline.Steps = pipeline.steps,
 ) -> bool:
     """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, final
 
 import ray
@@ -19,7 +19,7 @@ from ray.tune.result import DONE
 
 from prunetune import pipeline, vectorized
 from prunetune.errors import WorkError
-from prunetune.pipeline import PipelineResult
+from prunetune.pipeline import PipelineResult, Steps
 from prunetune.schema import Config
 from prunetune.stages.stage import Report, Step
 from prunetune.store import Store
@@ -29,9 +29,6 @@ from prunetune.tuning.roster import Assignment, Roster
 
 _BATCH_SECONDS = 0.5
 _IDLE_SECONDS = 0.1
-
-Steps = Callable[..., Generator[Step, None, PipelineResult]]
-"""As `pipeline.steps`; or as `pipeline.run`, without the works."""
 
 
 @final
