@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, step_time
+from benchmarks import common, orchestration, step_time
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -15,6 +15,7 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time.render,
+    "orchestration": orchestration.render,
 }
 """Benchmarks in the README's order, and what makes their results Markdown."""
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bounds, common, plain_loop, step_time, tables
+from benchmarks import bounds, clocked, common, orchestration, plain_loop, step_time, tables
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import pipeline
@@ -20,6 +20,7 @@ from prunetune.document import Document
 from prunetune.models import build
 from prunetune.schema import ConvConfig, DataConfig, MlpConfig
 from prunetune.store import Store
+from prunetune.training import EpochWork
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0, "gpu": None, "load": 0.1}
 
@@ -164,6 +165,52 @@ def test_each_kind_of_step_is_a_valid_configuration_of_its_stage(tmp_path: Path)
         assert math.isfinite(report["train_loss"])
 
 
+# --- a clock around trials
+
+
+@pytest.mark.parametrize("steps", [pipeline.run, pipeline.steps])
+def test_a_clocked_pipeline_is_the_pipeline(tmp_path: Path, tiny: dict[str, Any], steps: Any) -> None:
+    config = configuration.from_document(Document("tiny", tiny))
+
+    def drive(steps: Any, store: str) -> tuple[list[Any], Any]:
+        reports = []
+        running = steps(config, store=Store(str(tmp_path / store)), device="cpu", owner="me")
+        while True:
+            try:
+                step = next(running)
+            except StopIteration as end:
+                return reports, end.value
+            reports.append("work" if isinstance(step, EpochWork) else step)
+
+    plain_reports, plain = drive(steps, "a")
+    reports, clocked_result = drive(clocked.Clocked(steps, str(tmp_path)), "b")
+    assert reports == plain_reports
+    assert clocked_result.val_accuracy == plain.val_accuracy
+    (times,) = clocked.read(tmp_path)
+    assert 0 < times.inside <= times.ended - times.begun
+
+
+def test_a_trial_that_is_stopped_leaves_its_times_too(tmp_path: Path, tiny: dict[str, Any]) -> None:
+    config = configuration.from_document(Document("tiny", tiny))
+    steps = clocked.Clocked(pipeline.run, str(tmp_path))
+    running = steps(config, store=Store(str(tmp_path / "store")), device="cpu", owner="me")
+    next(running)
+    running.close()
+    assert len(clocked.read(tmp_path)) == 1
+
+
+def test_what_a_slot_spends_beyond_its_trials() -> None:
+    trials = [
+        clocked.Times(process=1, begun=0.0, ended=5.0, inside=5.0),
+        clocked.Times(process=2, begun=0.0, ended=6.0, inside=1.0),  # the first of its process
+        clocked.Times(process=1, begun=5.25, ended=7.25, inside=1.5),
+        clocked.Times(process=1, begun=8.25, ended=9.25, inside=1.0),
+    ]
+    first, second = clocked.beyond(trials)
+    assert (first.between, first.within, first.inside, first.total) == (0.25, 0.5, 1.5, 0.75)
+    assert (second.between, second.within) == (1.0, 0.0)
+
+
 # --- tables
 
 
@@ -196,6 +243,22 @@ def test_the_step_times_table() -> None:
     assert "| mask, penalty | 4.00 | 4.00 – 4.00 | 2.00 | 2.00 × | 50 % |" in text
     assert "mask / dense ≤ 1.6: 2.00, missed" in text
     assert "2 cores of a CPU; torch 2; 2026-01-01." in text
+
+
+def test_the_orchestration_table() -> None:
+    body = {
+        "trials": 4,
+        "processes": 1,
+        "starting": 9.0,
+        "ending": 1.0,
+        "work": [1.0, 1.0, 4.0],
+        "between": [0.125, 0.25, 0.5],
+        "within": [0.125, 0.0, 0.25],
+    }
+    text = orchestration.render(result("orchestration", body))
+    assert "| overhead | 0.250 | 0.417 |" in text
+    assert "| the trial's work | 1.00 | 2.00 |" in text
+    assert "overhead, median ≤ 0.3: 0.250, met" in text
 
 
 def test_tables_go_between_the_markers_and_nowhere_else() -> None:
