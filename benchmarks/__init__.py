@@ -1,7 +1,5 @@
 """What the project costs and how fast it is: `python -m benchmarks.NAME`, figures in `benchmarks/results/`.
 
 step_time       a training step, against a plain PyTorch loop and against what the hardware allows
-orchestration   what a sweep adds to a trial's training
-scaling         more workers; thousands of past trials
 tables          the README's tables, from the committed results
 """

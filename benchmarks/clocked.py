@@ -10,11 +10,12 @@ from collections.abc import Generator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from prunetune.pipeline import PipelineResult, Steps
 from prunetune.schema import Config
 from prunetune.stages.stage import Step
-from prunetune.store import Store
+from prunetune.training import EpochWork
 
 
 @dataclass(frozen=True)
@@ -32,33 +33,34 @@ class Times:
 
 @dataclass(frozen=True)
 class Clocked:
-    """Runs trials, and leaves each trial's `Times` in a folder."""
+    """Runs trials, and leaves each one's `Times` in a folder."""
 
     steps: Steps
     folder: str
 
-    def __call__(
-        self, config: Config, *, store: Store, device: str, owner: str
-    ) -> Generator[Step, None, PipelineResult]:
+    def __call__(self, config: Config, **arguments: Any) -> Generator[Step, None, PipelineResult]:
         """As `steps`."""
         begun = since = time.monotonic()
         inside = 0.0
-        trial = self.steps(config, store=store, device=device, owner=owner)
+        trial = self.steps(config, **arguments)
         try:
             while True:
                 try:
-                    report = next(trial)
+                    step = next(trial)
                 except StopIteration as end:
                     result: PipelineResult = end.value
-                    return result
-                finally:
                     inside += time.monotonic() - since
-                yield report
+                    return result
+                if isinstance(step, EpochWork):  # which the worker may run: the trial's own work
+                    yield step
+                    continue
+                inside += time.monotonic() - since
+                yield step
                 since = time.monotonic()
         finally:
             trial.close()
             times = Times(os.getpid(), begun, time.monotonic(), inside)
-            Path(self.folder, f"{owner}.json").write_text(json.dumps(asdict(times)))
+            Path(self.folder, f"{arguments['owner']}.json").write_text(json.dumps(asdict(times)))
 
 
 def read(folder: Path) -> list[Times]:

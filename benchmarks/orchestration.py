@@ -5,8 +5,7 @@ of trials of a minute runs at the speed of its training. Goal: at most 0.3 s (me
 
 100 trials of the smallest useful kind (digits, an MLP with one hidden layer of 16, 1 + 1 epochs, density 0.1,
 random search), by `python -m prunetune.sweep` with everything that belongs to it: Ray Tune, the ledger,
-Optuna, MLflow in SQLite, checkpoints at the stages' ends. Two trials run at once, and the driver shares their
-two cores.
+Optuna, MLflow in SQLite. Two trials run at once, and the driver shares their two cores.
 
 How to read it: a worker process runs one trial after the other. Of the time from one trial's end to the
 next one's, `work` is what the pipeline takes (data, training, the store); the rest is overhead: `between` the

@@ -1,4 +1,4 @@
-"""The training loop that one writes first, and random images in the formats that it and the project read."""
+"""The training loop that one writes first, and made-up images in the formats that it and the project read."""
 
 from __future__ import annotations
 
@@ -75,13 +75,18 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 def write_images(name: str, root: Path, shape: tuple[int, int, int], count: int) -> tuple[Tensor, Tensor]:
-    """Random training images (N, C, H, W) uint8 and labels (N,), also written below `root`.
+    """Training images (N, C, H, W) uint8 and labels (N,), also written below `root`.
 
-    The format is the one of `data.name`: MNIST's own, or parquet. The first ten are the test images, too.
+    Each class is a random pattern in noise, one label in ten is wrong: something to learn, so that masks do
+    not close altogether, and not all too easily, so that gradients do not vanish. The format is the one of
+    `data.name`: MNIST's own, or parquet. The first ten are the test images, too.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=generator)
     labels = torch.randint(0, 10, (count,), generator=generator)
+    patterns = 128 * torch.randint(0, 2, (10, *shape), dtype=torch.uint8, generator=generator)
+    noise = torch.randint(0, 128, (count, *shape), dtype=torch.uint8, generator=generator)
+    images = patterns[labels] + noise
+    labels[::10] = torch.randint(0, 10, labels[::10].shape, generator=generator)
     write = {"mnist": _write_mnist, "parquet": _write_parquet}[name]
     write(root, True, images, labels)
     write(root, False, images[:10], labels[:10])

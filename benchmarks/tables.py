@@ -7,14 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, orchestration, step_time
+from benchmarks import common, orchestration, step_time, sweep_cost, vectorized
 
 README = Path(__file__).parents[1] / "README.md"
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "sweep_cost": sweep_cost.render,
     "step_time": step_time.render,
+    "vectorized": vectorized.render,
     "orchestration": orchestration.render,
 }
 """Benchmarks in the README's order, and what makes their results Markdown."""
