@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
@@ -52,6 +52,19 @@ class File:
     name: str
     size: int
     modified: datetime | None
+
+
+class Artefacts(Protocol):
+    """What a stage needs of a store; `Store` says what each does."""
+
+    def load(self, kind: Kind, key: str) -> Artefact | None:
+        """The artefact under `key`, or None."""
+
+    def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Publish an artefact under `key`."""
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Remove an artefact, if it is there."""
 
 
 class Store:
