@@ -74,6 +74,9 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = _stored(config, store, owner)
+    if result.cut_layers:  # what the workers log stays with them
+        layers = ", ".join(result.cut_layers)
+        logger.warning("layer collapse: no weight of %s is on a path from input to output", layers)
     return dataclasses.replace(result, seconds=time.monotonic() - started)
 
 
