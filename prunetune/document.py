@@ -6,6 +6,7 @@ an afternoon, so here the first is a number and the second an error.
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -82,34 +83,50 @@ def parse(text: str, source: str) -> Document:
 def read(path: str | Path) -> Document:
     """Read a YAML file, on top of the file (or files, in order) that its key `extends` names, if any.
 
-    Their paths are relative to it. Mappings are merged key by key, anything else is replaced, a
-    distribution as a whole. Raises UserError where a file is missing, unreadable, or extends itself.
+    It is a path, or a URI on any pyarrow filesystem (`s3://…`); those that it extends are relative to it.
+    Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
+    where a file is missing, unreadable, or extends itself.
     """
-    return _read(Path(path), ())
+    return _read(str(path), ())
 
 
-def _read(path: Path, above: tuple[Path, ...]) -> Document:
-    own = _read_one(path)
+def _read(path: str, above: tuple[str, ...]) -> Document:
+    own = parse(_text(path), path)
     if "extends" not in own.tree:
         return own
     given = own.tree["extends"]
     names = given if isinstance(given, list) else [given]
     if not names or not all(isinstance(name, str) for name in names):
         raise own.problem("extends", "must be the path of a YAML file, or a list of them", given)
-    chain = (*above, path.resolve())
+    chain = (*above, _resolved(path))
     merged = Document(own.source, {})
     for name in names:
-        base_path = path.parent / name
-        if base_path.resolve() in chain:
+        base_path = _beside(path, name)
+        if _resolved(base_path) in chain:
             raise own.problem("extends", "a file cannot extend itself, directly or through others", name)
         try:
             merged = _over(merged, _read(base_path, chain))
-        except UserError as error:
-            if base_path.is_file():
+        except _NoFileError as error:
+            if error.path != base_path:  # one that it extends itself
                 raise
             raise own.problem("extends", f"no such file ({error})", name) from None
     del own.tree["extends"]
     return _over(merged, Document(own.source, own.tree, own.places))
+
+
+def _beside(path: str, name: str) -> str:
+    """`name` as seen from the file at `path`; a URI keeps its query (`?region=…`)."""
+    if "://" in name:
+        return name
+    if "://" not in path:
+        return str(Path(path).parent / name)
+    scheme, _, rest = path.partition("://")
+    place, mark, query = rest.partition("?")
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(place), name))}{mark}{query}"
+
+
+def _resolved(path: str) -> str:
+    return path if "://" in path else str(Path(path).resolve())
 
 
 def _over(base: Document, own: Document) -> Document:
@@ -143,18 +160,42 @@ def _merge(base: Any, own: Any, key: str = "") -> tuple[Any, list[str]]:
     return merged, replaced
 
 
-def _read_one(path: Path) -> Document:
+class _NoFileError(UserError):
+    """There is no file at `path`."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        super().__init__(f"{path}: no such file")
+
+
+def _text(path: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = _remote_content(path) if "://" in path else Path(path).read_bytes()
+        return content.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise _NoFileError(path) from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder; a YAML file is expected") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8; a YAML file is expected") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    return parse(text, str(path))
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _remote_content(uri: str) -> bytes:
+    from pyarrow import fs  # takes a moment to import, and few files are at a URI
+
+    try:
+        filesystem, place = fs.FileSystem.from_uri(uri)
+    except ValueError as error:
+        raise UserError(f"{uri}: not a usable location: {error}") from None
+    info = filesystem.get_file_info(place)
+    if info.type == fs.FileType.NotFound:
+        raise FileNotFoundError
+    if info.type == fs.FileType.Directory:
+        raise IsADirectoryError
+    with filesystem.open_input_file(place) as stream:
+        return bytes(stream.read())
 
 
 def override(document: Document, assignments: Iterable[str]) -> Document:

@@ -17,7 +17,10 @@ from prunetune import data as datasets
 from prunetune import models
 from prunetune.config import canonical, digest
 from prunetune.data import Dataset
+from prunetune.data.batches import batch_length
 from prunetune.document import Document
+from prunetune.errors import UserError
+from prunetune.parallel import ALONE, Replicas, SharedStore
 from prunetune.precision import Precision
 from prunetune.schema import Config
 from prunetune.stages import post_pruning, pre_pruning, pruning
@@ -106,10 +109,7 @@ def run_pipeline(
     elif isinstance(config, Mapping):
         config = configuration.from_document(Document("configuration", dict(config)))
     if store is None:
-        storage = Store(config.storage)
-        keys = stored_keys(config, datasets.load(config.data).digest)
-        storage.sub(config.name).write_record(f"trained/{keys['post_pruning']}", {"keys": keys})
-        store = storage.sub("store")
+        store = training_store(config)
     trial = run(
         config,
         store=store,
@@ -127,6 +127,14 @@ def run_pipeline(
             report(**metrics)
 
 
+def training_store(config: Config) -> Store:
+    """The store of a training's stages, with a record left of their keys, so that they are kept."""
+    storage = Store(config.storage)
+    keys = stored_keys(config, datasets.load(config.data).digest)
+    storage.sub(config.name).write_record(f"trained/{keys['post_pruning']}", {"keys": keys})
+    return storage.sub("store")
+
+
 def run(
     config: Config,
     *,
@@ -134,13 +142,21 @@ def run(
     device: str = "cpu",
     owner: str = "run",
     checkpoint_interval: float = 15.0,
+    replicas: Replicas = ALONE,
 ) -> Generator[Report, None, PipelineResult]:
     """The pipeline as a generator: whoever drives it gets a report per epoch and may stop at any of them.
 
     Each report has `epoch` (over all stages, from 1) and, in the third stage, `post_epoch`. Closing the
     generator leaves finished stages and the newest epoch checkpoint in the store.
     """
-    trial = steps(config, store=store, device=device, owner=owner, checkpoint_interval=checkpoint_interval)
+    trial = steps(
+        config,
+        store=store,
+        device=device,
+        owner=owner,
+        checkpoint_interval=checkpoint_interval,
+        replicas=replicas,
+    )
     while True:
         try:
             step = next(trial)
@@ -160,15 +176,21 @@ def steps(
     device: str = "cpu",
     owner: str = "run",
     checkpoint_interval: float = 15.0,
+    replicas: Replicas = ALONE,
 ) -> Generator[Step, None, PipelineResult]:
     """As `run`, but each epoch that must be trained is yielded too, before its report, to be run.
 
-    Whoever drives several trials can so run their epochs together.
+    Whoever drives several trials can so run their epochs together. `replicas` are processes that all run
+    this same configuration, each a slice of every batch; the first of them uses the store.
+
+    Raises WorkError where they differ in what must be equal, UserError where there are more than a batch
+    has images.
     """
     started = time.monotonic()
     data = datasets.load(config.data, device)
     keys = stage_keys(config, data.digest)
-    context = _context(config, data, store, owner, checkpoint_interval)
+    _check_replicas(replicas, config, data, keys)
+    context = _context(config, data, store, owner, checkpoint_interval, replicas)
     epochs = {False: 0, True: 0}  # by whether they were reused
 
     def counted(stage: Generator[Step, None, Any]) -> Generator[Step, None, Any]:
@@ -275,7 +297,23 @@ def stored_keys(config: Config, data_digest: str) -> dict[str, str]:
     return {**dataclasses.asdict(keys), **inner}
 
 
-def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float) -> Context:
+def _check_replicas(replicas: Replicas, config: Config, data: Dataset, keys: StageKeys) -> None:
+    images = batch_length(data, config.data.batch_size)
+    if replicas.size > images:
+        raise UserError(f"a batch has {images} images: too few for {replicas.size} workers")
+    on_gpu = data.device.type == "cuda"
+    here = {
+        "data, or the model's code": keys.pre_pruning,
+        "PyTorch": torch.__version__,
+        # What a seed draws on a GPU depends on its kind.
+        "device": torch.cuda.get_device_name(data.device) if on_gpu else "cpu",
+    }
+    replicas.check_same("what a training needs the same everywhere", here)
+
+
+def _context(
+    config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float, replicas: Replicas
+) -> Context:
     def build(seed: int | None) -> nn.Module:
         seed = seed_of(config.seed if seed is None else seed, "model")
         model = models.build(config.model, data.shape, data.classes, seed=seed)
@@ -283,7 +321,7 @@ def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint
 
     return Context(
         data=data,
-        store=store,
+        store=SharedStore(store, replicas) if replicas.size > 1 else store,
         build=build,
         batch_size=config.data.batch_size,
         augmentation=config.data.augmentation,
@@ -291,4 +329,5 @@ def _context(config: Config, data: Dataset, store: Store, owner: str, checkpoint
         owner=owner,
         checkpoint_interval=checkpoint_interval,
         precision=Precision(config.precision),
+        replicas=replicas,
     )

@@ -24,7 +24,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
@@ -54,6 +54,19 @@ class File:
     modified: datetime | None
 
 
+class Artefacts(Protocol):
+    """What a stage needs of a store; `Store` says what each does."""
+
+    def load(self, kind: Kind, key: str) -> Artefact | None:
+        """The artefact under `key`, or None."""
+
+    def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
+        """Publish an artefact under `key`."""
+
+    def delete(self, kind: Kind, key: str) -> None:
+        """Remove an artefact, if it is there."""
+
+
 class Store:
     """Artefacts and records below one root.
 
@@ -67,12 +80,14 @@ class Store:
         Raises UserError where the root is not a usable location.
         """
         self.location = root
+        self._query = ""
         try:
             if filesystem is not None:
                 self._fs, self._root = filesystem, root.rstrip("/")
             elif "://" in root:
                 self._fs, path = pafs.FileSystem.from_uri(root)
                 self._root = path.rstrip("/")
+                self._query = "".join(root.partition("?")[1:])
             else:
                 self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
         except (ValueError, OSError) as error:
@@ -81,7 +96,9 @@ class Store:
 
     def sub(self, name: str) -> Store:
         """A store below this one's root."""
-        return Store(f"{self._root}/{name}", self._fs)
+        below = Store(f"{self._root}/{name}", self._fs)
+        below._query = self._query
+        return below
 
     def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
         """Publish an artefact under `key`, replacing an older one.
@@ -211,10 +228,10 @@ class Store:
         self._delete(name)
 
     def path(self, name: str) -> str:
-        """Where a person finds `name`."""
+        """Where a person finds `name`; a URI has the options (`?region=…`) of the root's."""
         if self._local:
             return os.path.join(self._root, name)
-        return f"{self._fs.type_name}://{self._root}/{name}"
+        return f"{self._fs.type_name}://{self._root}/{name}{self._query}"
 
     def local_path(self, name: str) -> str | None:
         """The path of `name` on this machine's disk, or None where the store is elsewhere."""

@@ -168,7 +168,8 @@ def _sweep(
             )
     for density in sorted(best, reverse=True):
         path = store.path(f"best/{ledgers.density_name(density)}.yaml")
-        console.print(f"  python -m prunetune.train {path}", markup=False, soft_wrap=True, highlight=False)
+        train = commands.command_line("train", [path])
+        console.print(f"  {train}", markup=False, soft_wrap=True, highlight=False)
     for path in written:
         console.print(f"  {path}", markup=False, soft_wrap=True, highlight=False)
     at_server = place.uri.startswith(("http://", "https://"))

@@ -17,6 +17,7 @@ from prunetune import commands, deploy, document
 from prunetune import data as datasets
 from prunetune.config import from_document
 from prunetune.data import Dataset
+from prunetune.data.batches import batch_length
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
@@ -28,18 +29,30 @@ def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m prunetune.train",
-        description="Train one configuration, such as a sweep's best/density-….yaml, in this process. "
-        "What the store has already, stages or epochs, is not trained again.",
+        description="Train one configuration, such as a sweep's best/density-….yaml, in this process, or "
+        "data-parallel with --workers. What the store has already, stages or epochs, is not trained again.",
     )
     commands.add_config_arguments(parser, required=False)
     parser.add_argument("--run-id", help="take the configuration of this MLflow run instead of a file")
     parser.add_argument("--tracking-uri", help="where --run-id is (default: MLFLOW_TRACKING_URI, runs/*/)")
     parser.add_argument("--output", type=Path, help="folder (default: <storage>/<name>/trained/density-<d>)")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="share every batch among N workers on the Ray cluster, or on this machine (default: 1, no Ray)",
+    )
     given = parser.parse_intermixed_args(arguments)
 
     source = _source(given)
     config = commands.absolute(from_document(source))
+    if given.workers < 1:
+        raise UserError(f"command line: --workers {given.workers}: must be at least 1")
     data = commands.located(source, lambda: datasets.load(config.data))
+    if given.workers > (images := batch_length(data, config.data.batch_size)):
+        rule = f"a batch has {images} images; --workers {given.workers} are too many for it"
+        raise source.problem("data.batch_size", rule, config.data.batch_size)
     weights = commands.check_model(config, source, data.shape, data.classes)
     output = given.output or _default_output(config)
     console = commands.console()
@@ -49,7 +62,7 @@ def main(arguments: list[str]) -> int:
         highlight=False,
     )
     try:
-        result = _run(config, console)
+        result = _run(config, console, given.workers)
     except KeyboardInterrupt:
         again = commands.command_line("train", arguments)
         console.print(
@@ -102,7 +115,7 @@ def _source(given: argparse.Namespace) -> Document:
     return document.override(document.parse(text, f"{uri} run {given.run_id}"), overrides)
 
 
-def _run(config: Config, console: Console) -> PipelineResult:
+def _run(config: Config, console: Console, workers: int) -> PipelineResult:
     # As many threads as a trial had: another number may add up floats in another order.
     torch.set_num_threads(max(1, int(config.resources.cpus)))
 
@@ -114,7 +127,12 @@ def _run(config: Config, console: Console) -> PipelineResult:
             highlight=False,
         )
 
-    return run_pipeline(config, report=report, owner=f"train {config.name}")
+    owner = f"train {config.name}"
+    if workers == 1:
+        return run_pipeline(config, report=report, owner=owner)
+    from prunetune.tuning import distributed  # Ray takes seconds to import
+
+    return distributed.run(config, workers, report, owner)
 
 
 def _default_output(config: Config) -> Path:

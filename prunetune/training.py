@@ -20,12 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunetune.data import Dataset, Split, batches, evaluation_batches
-from prunetune.data.batches import steps_per_epoch
+from prunetune.data.batches import batch_length, steps_per_epoch
+from prunetune.parallel import ALONE, Replicas
 from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.smoothing import softened
-from prunetune.store import Store
+from prunetune.store import Artefacts
 
 Metrics = dict[str, float]
 
@@ -103,6 +104,7 @@ class Learner:
     constraint: Constraint = field(default_factory=Unconstrained)
     smoothing: Callable[[int], Smoothing] = lambda epoch: Smoothing()
     precision: Precision = AUTO
+    replicas: Replicas = ALONE
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
@@ -158,7 +160,10 @@ class EpochWork:
     def _run(self) -> None:
         learner, data = self.learner, self.data
         self.metrics = {"train_loss": math.nan}
-        with seeded(seed_of(self.seed, "modules", self.epoch), data.device), suppress(DivergedError):
+        # Dropout: other draws on each replica, for each has other images.
+        rank = learner.replicas.rank
+        seed = seed_of(self.seed, "modules", self.epoch, *([rank] if rank else []))
+        with seeded(seed, data.device), suppress(DivergedError):
             self.metrics["train_loss"] = train_epoch(
                 learner,
                 data,
@@ -172,7 +177,10 @@ class EpochWork:
             return
         learner.constraint.before_evaluation()
         with learner.smoothing(self.epoch + 1).around(learner.model):
-            accuracy, validation_loss = evaluate(learner.model, data, data.validation, learner.precision)
+            accuracy, validation_loss = evaluate(
+                learner.model, data, data.validation, learner.precision, learner.replicas
+            )
+        learner.replicas.check_same(f"after epoch {self.epoch + 1} the weights or masks", learner.tensors)
         self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
 
     def result(self) -> Metrics:
@@ -211,7 +219,11 @@ def train_epoch(
     augmentation: AugmentationConfig | None,
     seed: int,
 ) -> float:
-    """One pass over the training data; the mean loss, the only thing the host waits for."""
+    """One pass over the training data; the mean loss, the only thing the host waits for.
+
+    Of the learner's replicas each computes its slice of every batch; what happens to the weights then is the
+    same on all.
+    """
     steps = steps_per_epoch(data, batch_size)
     order = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
     drawn = torch.Generator(data.device).manual_seed(seed_of(seed, "drawn", epoch))
@@ -219,8 +231,11 @@ def train_epoch(
     constraint = learner.constraint
     logits = learner.precision.forward(learner.model.train(), data.device)
     loss_sum = torch.zeros((), device=data.device)
-    with smoothing.around(learner.model):
-        for index, (x, y) in enumerate(batches(data, batch_size, augmentation, order=order, drawn=drawn)):
+    replicas, whole = learner.replicas, batch_length(data, batch_size)
+    part, share = replicas.part(whole), replicas.share(whole)
+    pieces = batches(data, batch_size, augmentation, order=order, drawn=drawn, part=part)
+    with smoothing.around(learner.model), replicas.around(learner.model):
+        for index, (x, y) in enumerate(pieces):
             time = (epoch + index / steps) / total
             factor = learner.lr_factor(time)
             for optimizer in learner.optimizers:
@@ -229,29 +244,37 @@ def train_epoch(
                 optimizer.zero_grad()
             constraint.before_forward(drawn)
             loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
+            if share != 1:  # so that the sum over the replicas is the whole batch's mean
+                loss = loss * share
             loss.backward()
+            replicas.sum_gradients(learner.model.parameters())
             if constraint.before_step(time, epoch * steps + index):
                 for optimizer in learner.optimizers:
                     optimizer.step()
             constraint.after_step()
             loss_sum += loss.detach()
+    replicas.sum(loss_sum)
     return float(loss_sum) / steps
 
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Dataset, split: Split, precision: Precision = AUTO
+    model: nn.Module, data: Dataset, split: Split, precision: Precision = AUTO, replicas: Replicas = ALONE
 ) -> tuple[float, float]:
-    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode, in the given precision."""
+    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode, in the given precision.
+
+    Each of the replicas looks at its part of the split.
+    """
     was_training = model.training
     model.eval()
     correct = torch.zeros((), dtype=torch.int64, device=data.device)
     loss = torch.zeros((), device=data.device)
     logits = precision.forward(model, data.device)
-    for x, y in evaluation_batches(data, split):
+    for x, y in evaluation_batches(data, split, part=replicas.part(len(split))):
         z = logits(x)
         correct += (z.argmax(1) == y).sum()
         loss += F.cross_entropy(z, y, reduction="sum")
+    replicas.sum(correct, loss)
     model.train(was_training)
     return int(correct) / len(split), float(loss) / len(split)
 
@@ -290,7 +313,7 @@ def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
 class EpochCheckpoint:
     """The newest epoch of a stage under way, in the store, written at most every `interval` seconds."""
 
-    store: Store
+    store: Artefacts
     key: str
     interval: float = 15.0
 

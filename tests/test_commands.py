@@ -101,6 +101,15 @@ def test_training_needs_values_one_density_and_a_file(capsys) -> None:
     assert "no such run" in fails(capsys, train.main, "--run-id", "0" * 32)
 
 
+def test_numbers_of_workers_that_cannot_be_are_named(capsys, tmp_path: Path) -> None:
+    few = ("densities=[0.1]", "data.batch_size=2", "pre_pruning=null")
+    post = "post_pruning={epochs: 1, optimizer: {name: adam, lr: 1e-3}}"
+    message = fails(capsys, train.main, DIGITS, *few, post, "--workers", "3")
+    assert "data.batch_size = 2: a batch has 2 images; --workers 3 are too many for it" in message
+    message = fails(capsys, train.main, DIGITS, *few, post, "--workers", "0")
+    assert "--workers 0: must be at least 1" in message
+
+
 def test_storage_that_cannot_be_written_is_named(capsys, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot be written" in fails(capsys, sweep.main, DIGITS, f"storage={tmp_path / 'file'}")

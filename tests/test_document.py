@@ -281,6 +281,44 @@ def test_several_files_are_laid_one_over_the_other(family: Path) -> None:
     assert "extends" not in both.tree
 
 
+def test_a_uri_is_read_with_what_it_extends(family: Path) -> None:
+    (family / "sub").mkdir()
+    (family / "sub" / "grandchild.yaml").write_text("extends: ../child.yaml\nmask: null\n")
+    document_at_uri = document.read(f"file://{family}/sub/grandchild.yaml")
+    assert document_at_uri.tree == document.read(family / "sub" / "grandchild.yaml").tree
+    assert document_at_uri.where("mask") == f"file://{family}/sub/grandchild.yaml:2"
+    assert document_at_uri.where("optimizer.name") == f"file://{family}/base.yaml:2"
+
+
+def test_a_uri_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    at = f"file://{tmp_path}"
+    with pytest.raises(UserError, match=rf"{at}/none\.yaml: no such file"):
+        document.read(f"{at}/none.yaml")
+    with pytest.raises(UserError, match=rf"{at}: is a folder"):
+        document.read(at)
+    with pytest.raises(UserError, match=r"nothing://x/a\.yaml: not a usable location"):
+        document.read("nothing://x/a.yaml")
+    (tmp_path / "self.yaml").write_text("extends: ./self.yaml\n")
+    with pytest.raises(
+        UserError, match=r"self\.yaml:1: extends = '\./self\.yaml': a file cannot extend itself"
+    ):
+        document.read(f"{at}/self.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "expected"),
+    [
+        ("s3://bucket/a/b.yaml?region=eu-west-1", "../c.yaml", "s3://bucket/c.yaml?region=eu-west-1"),
+        ("s3://bucket/a/b.yaml", "gs://other/c.yaml", "gs://other/c.yaml"),
+        ("a/b.yaml", "s3://bucket/c.yaml", "s3://bucket/c.yaml"),
+        ("a/b.yaml", "c/d.yaml", "a/c/d.yaml"),
+        ("a/b.yaml", "/d.yaml", "/d.yaml"),
+    ],
+)
+def test_what_a_file_extends_lies_beside_it(path: str, name: str, expected: str) -> None:
+    assert document._beside(path, name) == expected
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

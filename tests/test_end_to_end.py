@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import safetensors.torch
 from mlflow import MlflowClient
 
@@ -54,12 +55,12 @@ class Slow(Net):
 class DiesOnce(Slow):
     # The worker is gone, as with an out-of-memory kill, at its 20th training step; only once.
     steps = 0
-    def __init__(self, input_shape, num_classes, flag):
+    def __init__(self, input_shape, num_classes, flag, at=20):
         super().__init__(input_shape, num_classes)
-        self.flag = Path(flag)
+        self.flag, self.at = Path(flag), at
     def forward(self, x):
         type(self).steps += self.training and len(x) > 2
-        if type(self).steps == 20 and not self.flag.exists():
+        if type(self).steps == self.at and not self.flag.exists():
             self.flag.write_text("")
             os._exit(1)
         return super().forward(x)
@@ -347,13 +348,18 @@ def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path
     assert all(other[name].equal(tensor) for name, tensor in weights.items())
 
 
+TRAIN = """
+name: slow
+data: {name: digits, batch_size: 64, limit: 400}
+model: {name: 'nets:Slow'}
+densities: [0.2]
+pre_pruning: {epochs: 4, optimizer: {name: adam, lr: 3e-3}}
+post_pruning: {epochs: 20, optimizer: {name: adam, lr: 3e-3}}
+"""
+
+
 def test_training_goes_on_after_ctrl_c_and_kill(folder: Path) -> None:
-    (folder / "train.yaml").write_text(
-        "name: slow\ndata: {name: digits, batch_size: 64, limit: 400}\nmodel: {name: 'nets:Slow'}\n"
-        "densities: [0.2]\n"
-        "pre_pruning: {epochs: 4, optimizer: {name: adam, lr: 3e-3}}\n"
-        "post_pruning: {epochs: 20, optimizer: {name: adam, lr: 3e-3}}\n"
-    )
+    (folder / "train.yaml").write_text(TRAIN)
     process = start(folder, "prunetune.train", "train.yaml")
     wait_for(lambda: list(folder.glob("runs/store/stages/*.json")))
     time.sleep(0.5)
@@ -365,3 +371,62 @@ def test_training_goes_on_after_ctrl_c_and_kill(folder: Path) -> None:
     finish(start(folder, "prunetune.train", "train.yaml", "storage=calm"))
     calm = safetensors.torch.load_file(folder / "calm/slow/trained/density-0.2/model.safetensors")
     assert all(calm[name].equal(tensor) for name, tensor in first.items())
+
+
+def trained(folder: Path, storage: str) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(folder / storage / "slow/trained/density-0.2/model.safetensors")
+
+
+def assert_like_one_worker(folder: Path, *overrides: str) -> None:
+    """What is in runs/ is what one worker gives: the same weights are zero, the others are close."""
+    finish(start(folder, "prunetune.train", "train.yaml", "storage=calm", *overrides))
+    ours, alone = trained(folder, "runs"), trained(folder, "calm")
+    assert ours.keys() == alone.keys()
+    for name, tensor in alone.items():
+        assert np.array_equal(ours[name] == 0, tensor == 0)
+        assert np.allclose(ours[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_training_over_two_workers_survives_the_death_of_one(folder: Path) -> None:
+    mask = "pre_pruning.mask={lambda1: 1e-6, lambda2: 1e-4}"
+    dies = f"model={{name: 'nets:DiesOnce', flag: {folder / 'died'}, at: 45}}"  # in post-pruning
+    (folder / "train.yaml").write_text(TRAIN)
+    out = finish(start(folder, "prunetune.train", "train.yaml", mask, dies, "--workers", "2"))
+    assert (folder / "died").exists()
+    assert "a worker was lost; training goes on" in out
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("  post_pruning")] == [
+        str(epoch)
+        for epoch in range(1, 21)  # each once
+    ]
+    assert "24 epochs trained, 0 taken from the store" in out
+    assert_like_one_worker(folder, mask, dies)
+
+
+def test_training_over_two_workers_goes_on_after_ctrl_c_and_kill(folder: Path) -> None:
+    (folder / "train.yaml").write_text(TRAIN)
+    words = ("prunetune.train", "train.yaml", "--workers", "2")
+    process = start(folder, *words)
+    wait_for(lambda: list(folder.glob("runs/store/stages/*.json")))
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    stages = stored(folder)
+    process = start(folder, *words)
+    assert process.stdout is not None
+    while "post_pruning epoch   2" not in (line := process.stdout.readline()):
+        assert line, "it ended"
+    os.kill(process.pid, signal.SIGINT)
+    assert "To go on:\n  python -m prunetune.train train.yaml --workers 2" in finish(process, 130)
+    assert "post_pruning epoch  20" in finish(start(folder, *words))
+    assert stages.items() <= stored(folder).items()  # not trained again
+    assert_like_one_worker(folder)
+
+
+def test_a_network_that_cannot_be_trained_ends_training_over_two_workers(folder: Path) -> None:
+    (folder / "train.yaml").write_text(TRAIN)
+    broken = "model={name: 'nets:Broken'}"
+    process = start(folder, "prunetune.train", "train.yaml", broken, "--workers", "2")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, out
+    assert "RuntimeError: this network cannot be trained" in out
+    out = finish(start(folder, "prunetune.train", "train.yaml", "--workers", "50"), 2)
+    assert "--workers 50: they need 50 CPUs (resources.cpus each); this machine has" in out

@@ -20,6 +20,7 @@ LAYERS = (
     ("sparsity",),
     ("store", "models", "data", "precision"),
     ("deploy",),
+    ("parallel",),
     ("training",),
     ("stages",),
     ("pipeline", "vectorized"),

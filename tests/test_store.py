@@ -485,6 +485,8 @@ def test_on_a_remote_filesystem_artefacts_and_records_work_the_same(remote: Stor
     assert remote.read_file("inner/a/b.txt") == b"x"
     assert remote.local_path("inner/a/b.txt") is None
     assert remote.path("x").endswith("://bucket/runs/x")
+    options = Store("s3://bucket/runs?region=eu-west-1&endpoint_override=localhost:9")
+    assert options.sub("a").path("x") == "s3://bucket/runs/a/x?region=eu-west-1&endpoint_override=localhost:9"
 
 
 def test_on_a_remote_filesystem_damage_is_set_aside_too(

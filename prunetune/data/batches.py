@@ -18,21 +18,30 @@ def batches(
     *,
     order: torch.Generator,
     drawn: torch.Generator,
+    part: slice | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of training batches: normalized images (B, C, H, W) and labels (B,), in a random order.
 
     The last, smaller batch is left out (each epoch a different one, so nothing is never seen), unless
-    there is no other. `order` is a CPU generator, `drawn` one on the data's device, for augmentation.
+    there is no other. `order` is a CPU generator, `drawn` one on the data's device, for augmentation. With
+    `part` that slice of each batch, as it is in the whole.
     """
     n = len(data.train)
     permutation = torch.randperm(n, generator=order).to(data.device)
-    size = min(batch_size, n)
+    size = batch_length(data, batch_size)
     for start in range(0, n - size + 1, size):
         chosen = permutation[start : start + size]
+        if part is not None:
+            chosen = chosen[part]
         images = data.train.images.index_select(0, chosen)  # copies whole images; indexing goes by pixel
         if augmentation is not None:
-            images = augment(images, augmentation, generator=drawn)
+            images = augment(images, augmentation, generator=drawn, part=part, of=size)
         yield data.normalize(images), data.train.labels.index_select(0, chosen)
+
+
+def batch_length(data: Dataset, batch_size: int) -> int:
+    """How many images each batch of `batches` has."""
+    return min(batch_size, len(data.train))
 
 
 def steps_per_epoch(data: Dataset, batch_size: int) -> int:
@@ -40,31 +49,44 @@ def steps_per_epoch(data: Dataset, batch_size: int) -> int:
     return max(1, len(data.train) // batch_size)
 
 
-def evaluation_batches(data: Dataset, split: Split, size: int = 1000) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of a split in order, normalized, nothing drawn."""
-    for start in range(0, len(split), size):
-        piece = slice(start, start + size)
+def evaluation_batches(
+    data: Dataset, split: Split, size: int = 1000, part: slice | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All of a split, or a part of it, in order, normalized, nothing drawn."""
+    first, last = (0, len(split)) if part is None else (part.start, part.stop)
+    for start in range(first, last, size):
+        piece = slice(start, min(start + size, last))
         yield data.normalize(split.images[piece]), split.labels[piece]
 
 
-def augment(images: Tensor, augmentation: AugmentationConfig, *, generator: torch.Generator) -> Tensor:
+def augment(
+    images: Tensor,
+    augmentation: AugmentationConfig,
+    *,
+    generator: torch.Generator,
+    part: slice | None = None,
+    of: int | None = None,
+) -> Tensor:
     """Pad and crop back at a random offset, then mirror with probability ½; each image on its own draw.
 
     Images (B, C, H, W) of any type, on the generator's device; padding is 0 (black), as torchvision's
-    RandomCrop does it before normalization.
+    RandomCrop does it before normalization. Where they are only a `part` of a batch `of` so many, each gets
+    what is drawn for it in the whole.
     """
     n, _, height, width = images.shape
+    n = n if of is None else of
+    part = slice(n) if part is None else part
     device = images.device
     pad = augmentation.crop_padding
     if pad:
-        offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=device)
+        offsets = torch.randint(0, 2 * pad + 1, (2, n), generator=generator, device=device)[:, part]
         padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
         rows = offsets[0, :, None] + torch.arange(height, device=device)  # (B, H)
         columns = offsets[1, :, None] + torch.arange(width, device=device)  # (B, W)
-        which = torch.arange(n, device=device)[:, None, None]
+        which = torch.arange(len(images), device=device)[:, None, None]
         # Index (B, H, W) puts the channels last; bring them back.
         images = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
     if augmentation.flip:
-        mirrored = torch.rand(n, generator=generator, device=device) < 0.5
+        mirrored = torch.rand(n, generator=generator, device=device)[part] < 0.5
         images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
     return images.contiguous()

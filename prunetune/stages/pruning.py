@@ -159,7 +159,11 @@ def _masks(
         load_state(model, state)
     seed = seed_of(context.seed, "pruning")
     with context.precision.backends(context.data.device):
-        masks = prune(model, config, density, data=context.data, alive=alive, seed=seed)
+        # Once for all replicas: gradients on a GPU are not the same bits twice, and scores may be close.
+        masks = context.replicas.once(
+            lambda: prune(model, config, density, data=context.data, alive=alive, seed=seed)
+        )
+    context.replicas.check_same("the masks", masks)
     context.store.save(
         "stages",
         key,

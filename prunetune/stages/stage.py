@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from prunetune import training
 from prunetune.data import Dataset
+from prunetune.parallel import ALONE, Replicas
 from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig
-from prunetune.store import Artefact, Store
+from prunetune.store import Artefact, Artefacts
 from prunetune.training import Curve, DivergedError, EpochCheckpoint, EpochWork, Learner
 
 Report = dict[str, Any]
@@ -33,7 +34,7 @@ class Context:
     """
 
     data: Dataset
-    store: Store
+    store: Artefacts
     build: Callable[[int | None], nn.Module]  # a fresh network on the data's device; None: the run's seed
     batch_size: int
     augmentation: AugmentationConfig | None
@@ -41,6 +42,7 @@ class Context:
     owner: str
     checkpoint_interval: float
     precision: Precision = AUTO
+    replicas: Replicas = ALONE
 
 
 def train_stage(
@@ -67,7 +69,8 @@ def train_stage(
 
     with context.precision.backends(context.data.device):
         learner = make_learner()
-    learner.precision = context.precision
+    learner.precision, learner.replicas = context.precision, context.replicas
+    context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
     first = len(curve)

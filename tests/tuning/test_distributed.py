@@ -1,0 +1,88 @@
+"""What a training over several workers asks of Ray, and when it gives up."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from prunetune.errors import UserError, WorkError
+from prunetune.pipeline import training_store
+from prunetune.schema import Config
+from prunetune.tuning import distributed
+
+import ray.train  # isort: skip
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # isort: skip
+
+
+@pytest.fixture
+def config(tiny: dict[str, Any], tmp_path) -> Config:
+    return Config.model_validate({**tiny, "storage": str(tmp_path)})
+
+
+def lost(*errors: Exception) -> Exception:
+    return ray.train.WorkerGroupError("a worker failed", dict(enumerate(errors)))
+
+
+def test_a_lost_worker_is_replaced_until_nothing_comes_of_it() -> None:
+    error = lost(RuntimeError("Connection closed by peer"))
+    distributed._check(error, 1)
+    distributed._check(error, 2)
+    with pytest.raises(WorkError, match="failed 3 times without an epoch in between"):
+        distributed._check(error, 3)
+
+
+@pytest.mark.parametrize("kind", [UserError, WorkError])
+def test_what_would_happen_again_ends_training_with_its_own_message(kind: type[Exception]) -> None:
+    failure = UserExceptionWithTraceback(kind("storage: cannot be written"), "Traceback …")
+    with pytest.raises(kind, match=r"^storage: cannot be written$"):
+        distributed._check(lost(RuntimeError("peer"), failure), 1)
+
+
+def test_an_error_that_is_not_of_the_workers_is_not_tried_again() -> None:
+    with pytest.raises(WorkError, match="no scheduler"):
+        distributed._check(ValueError("no scheduler"), 1)
+
+
+@pytest.mark.parametrize(
+    ("local", "have", "gpus", "expected"),
+    [
+        (True, {"CPU": 4}, 0.5, {"CPU": 1}),  # no GPU on this machine
+        (True, {"CPU": 4, "GPU": 2}, 0, {"CPU": 1, "GPU": 1}),
+        (False, {"CPU": 1}, 0.25, {"CPU": 1, "GPU": 1}),  # the autoscaler will bring them
+        (False, {"CPU": 1}, 0, {"CPU": 1}),
+    ],
+)
+def test_a_worker_gets_a_whole_gpu_where_there_are_gpus(
+    monkeypatch, config: Config, local: bool, have: dict[str, float], gpus: float, expected: dict[str, float]
+) -> None:
+    monkeypatch.setattr(distributed.ray, "cluster_resources", lambda: have)
+    config = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus": gpus})})
+    scaling = distributed._scaling(config, 2, local)
+    assert (scaling.num_workers, scaling.resources_per_worker) == (2, expected)
+    assert scaling.use_gpu == ("GPU" in expected)
+
+
+@pytest.mark.parametrize(
+    ("have", "message"),
+    [
+        ({"CPU": 2}, r"--workers 3: they need 3 CPUs \(resources.cpus each\); this machine has 2"),
+        ({"CPU": 8, "GPU": 1}, r"--workers 3: they need 3 GPUs \(one each\); this machine has 1"),
+    ],
+)
+def test_a_machine_that_is_too_small_is_named(monkeypatch, config: Config, have, message: str) -> None:
+    monkeypatch.setattr(distributed.ray, "cluster_resources", lambda: have)
+    with pytest.raises(UserError, match=message):
+        distributed._scaling(config, 3, True)
+
+
+def test_a_result_that_is_on_another_machine_is_not_trained_again_here(config: Config) -> None:
+    with pytest.raises(WorkError, match="what the workers have stored is not there as seen from here"):
+        distributed._stored(config, training_store(config), "me")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+def test_the_interface_of_an_address_is_found() -> None:
+    assert distributed.interface_of("127.0.0.1") == "lo"
+    assert distributed.interface_of("203.0.113.77") is None  # of nobody
