@@ -83,9 +83,10 @@ def read(path: str | Path) -> Document:
     """Read a YAML file, on top of the file (or files, in order) that its key `extends` names, if any.
 
     Their paths are relative to it. Mappings are merged key by key, anything else is replaced, a
-    distribution as a whole. Raises UserError where a file is missing, unreadable, or extends itself.
+    distribution as a whole. Instead of a path it may be a URI (`s3://…`), of a file that extends none.
+    Raises UserError where a file is missing, unreadable, or extends itself.
     """
-    return _read(Path(path), ())
+    return _read_uri(path) if isinstance(path, str) and "://" in path else _read(Path(path), ())
 
 
 def _read(path: Path, above: tuple[Path, ...]) -> Document:
@@ -155,6 +156,26 @@ def _read_one(path: Path) -> Document:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     return parse(text, str(path))
+
+
+def _read_uri(uri: str) -> Document:
+    """A file as a sweep on remote storage leaves it."""
+    from pyarrow import fs as pafs
+
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+        with filesystem.open_input_file(path) as stream:
+            text = bytes(stream.read()).decode("utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{uri}: no such file") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{uri}: not a text file in UTF-8; a YAML file is expected") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{uri}: cannot be read: {error}") from None
+    found = parse(text, uri)
+    if "extends" in found.tree:
+        raise found.problem("extends", "a file that is read by its URI cannot extend another")
+    return found
 
 
 def override(document: Document, assignments: Iterable[str]) -> Document:

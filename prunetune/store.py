@@ -62,17 +62,19 @@ class Store:
     """
 
     def __init__(self, root: str, filesystem: pafs.FileSystem | None = None) -> None:
-        """Open `root`: a folder, or a URI (`s3://…`, `gs://…`) unless `filesystem` is given.
+        """Open `root`: a folder, or a URI (`s3://…?region=…`, `gs://…`) unless `filesystem` is given.
 
         Raises UserError where the root is not a usable location.
         """
         self.location = root
+        self._options = ""  # of a URI: what follows its path
         try:
             if filesystem is not None:
                 self._fs, self._root = filesystem, root.rstrip("/")
             elif "://" in root:
                 self._fs, path = pafs.FileSystem.from_uri(root)
                 self._root = path.rstrip("/")
+                self._options = "".join(root.partition("?")[1:])
             else:
                 self._fs, self._root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(root))
         except (ValueError, OSError) as error:
@@ -81,7 +83,9 @@ class Store:
 
     def sub(self, name: str) -> Store:
         """A store below this one's root."""
-        return Store(f"{self._root}/{name}", self._fs)
+        below = Store(f"{self._root}/{name}", self._fs)
+        below._options = self._options
+        return below
 
     def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
         """Publish an artefact under `key`, replacing an older one.
@@ -211,10 +215,10 @@ class Store:
         self._delete(name)
 
     def path(self, name: str) -> str:
-        """Where a person finds `name`."""
+        """Where a person finds `name`: a path, or a URI with the options of the root's."""
         if self._local:
             return os.path.join(self._root, name)
-        return f"{self._fs.type_name}://{self._root}/{name}"
+        return f"{self._fs.type_name}://{self._root}/{name}{self._options}"
 
     def local_path(self, name: str) -> str | None:
         """The path of `name` on this machine's disk, or None where the store is elsewhere."""
