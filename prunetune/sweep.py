@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from prunetune import interruption
+
+    interruption.while_importing()
+
 import argparse
 import functools
 import uuid
@@ -74,10 +79,10 @@ def _main(arguments: list[str]) -> int:
     with ledgers.exclusive(store):
         if given.gc:
             return _collect_garbage(config, problem, Ledger(store), dry_run=given.dry_run)
-        return _sweep(config, problem, store, arguments)
+        return _sweep(config, problem, store, source, arguments)
 
 
-def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str]) -> int:
+def _sweep(config: Config, problem: Problem, store: Store, source: Document, arguments: list[str]) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
     from prunetune.tuning import progress, runner, tracking
     from prunetune.tuning.search import SweepSearch
@@ -108,7 +113,9 @@ def _sweep(config: Config, problem: Problem, store: Store, arguments: list[str])
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
-                interrupted = runner.run(commands.absolute(config), problem, search, [tracker, view, keeper])
+                interrupted = runner.run(
+                    commands.absolute(config), problem, search, [tracker, view, keeper], source=source
+                )
         status = "interrupted" if interrupted else "finished"
     finally:
         records = ledger.fitting(problem)

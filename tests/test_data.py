@@ -93,7 +93,9 @@ def test_what_is_provided_is_not_read_from_files(tmp_path: Path, monkeypatch: py
 
 def test_read_only_arrays_are_received_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     arrays = digits().arrays()
-    locked = {name: value.view() if isinstance(value, np.ndarray) else value for name, value in arrays.items()}
+    locked = {
+        name: value.view() if isinstance(value, np.ndarray) else value for name, value in arrays.items()
+    }
     for value in locked.values():
         if isinstance(value, np.ndarray):
             value.flags.writeable = False
