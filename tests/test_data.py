@@ -91,6 +91,15 @@ def test_what_is_provided_is_not_read_from_files(tmp_path: Path, monkeypatch: py
     assert torch.equal(received.normalize(images), found.normalize(images))
 
 
+def test_the_data_used_last_stay() -> None:
+    one = digits()
+    other = digits(split_seed=1)
+    assert digits() is one
+    digits(split_seed=2)
+    assert digits() is one
+    assert digits(split_seed=1) is not other
+
+
 def test_read_only_arrays_are_received_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
     arrays = digits().arrays()
     locked = {

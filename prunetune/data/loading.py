@@ -24,10 +24,11 @@ def load(config: DataConfig, device: str = "cpu") -> Dataset:
     Raises UserError where files are missing, unreadable, or not what the format says.
     """
     key = (_key(config), device)
-    if key not in _loaded:
+    found = _loaded.get(key)
+    if found is None:
         found = _load(config) if device == "cpu" else load(config, "cpu").to(torch.device(device))
-        _remember(key, found)
-    return _loaded[key]
+    _remember(key, found)
+    return found
 
 
 def provide(config: DataConfig, data: Dataset) -> None:
@@ -36,6 +37,7 @@ def provide(config: DataConfig, data: Dataset) -> None:
 
 
 _loaded: dict[tuple[DataConfig, str], Dataset] = {}
+"""The last ones used, the latest at the end."""
 _MOST_LOADED = 2
 
 
