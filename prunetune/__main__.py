@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import NoReturn
 
-from prunetune import commands
-from prunetune.errors import UserError, did_you_mean
+from prunetune import interruption
 
 _COMMANDS = {
     "sweep": "search a configuration per density",
@@ -17,10 +16,16 @@ _COMMANDS = {
 
 def main() -> NoReturn:
     """The console script."""
+    interruption.while_importing()
+    from prunetune import commands
+
     commands.run(_dispatch)
 
 
 def _dispatch(arguments: list[str]) -> int:
+    from prunetune import commands
+    from prunetune.errors import UserError, did_you_mean
+
     usage = "usage: prunetune COMMAND …\n\n" + "\n".join(
         f"  {name:<8}{meaning}" for name, meaning in _COMMANDS.items()
     )

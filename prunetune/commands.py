@@ -13,7 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 
 from prunetune import data as datasets
-from prunetune import models
+from prunetune import interruption, models
 from prunetune.config import kept
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
@@ -28,6 +28,7 @@ EXIT_OK, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 def run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
     """Run a command and exit with its code; errors of the user's are one message, without a traceback."""
     argv = sys.argv[1:] if arguments is None else arguments
+    interruption.over()
     try:
         code = command(argv)
     except UserError as error:

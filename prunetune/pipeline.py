@@ -96,7 +96,7 @@ def run_pipeline(
     store: Store | None = None,
     device: str | None = None,
     owner: str = "run_pipeline",
-    checkpoint_interval: float = 15.0,
+    checkpoint_interval: float = 5.0,
 ) -> PipelineResult:
     """Run one configuration in this process: a `Config`, a YAML file's path, or a mapping.
 
@@ -141,7 +141,7 @@ def run(
     store: Store,
     device: str = "cpu",
     owner: str = "run",
-    checkpoint_interval: float = 15.0,
+    checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
 ) -> Generator[Report, None, PipelineResult]:
     """The pipeline as a generator: whoever drives it gets a report per epoch and may stop at any of them.
@@ -175,7 +175,7 @@ def steps(
     store: Store,
     device: str = "cpu",
     owner: str = "run",
-    checkpoint_interval: float = 15.0,
+    checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
 ) -> Generator[Step, None, PipelineResult]:
     """As `run`, but each epoch that must be trained is yielded too, before its report, to be run.

@@ -75,7 +75,7 @@ class Store:
     """
 
     def __init__(self, root: str, filesystem: pafs.FileSystem | None = None) -> None:
-        """Open `root`: a folder, or a URI (`s3://…`, `gs://…`) unless `filesystem` is given.
+        """Open `root`: a folder, or a URI (`s3://…?region=…`, `gs://…`) unless `filesystem` is given.
 
         Raises UserError where the root is not a usable location.
         """

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from prunetune import interruption
+
+    interruption.while_importing()
+
 import argparse
 import functools
 import math
@@ -75,11 +80,16 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     with ledgers.exclusive(store):
         if given.gc:
             return _collect_garbage(config, problem, Ledger(store), dry_run=given.dry_run)
-        return _sweep(config, problem, store, arguments, steps)
+        return _sweep(config, problem, store, source, arguments, steps)
 
 
 def _sweep(
-    config: Config, problem: Problem, store: Store, arguments: list[str], steps: pipeline.Steps
+    config: Config,
+    problem: Problem,
+    store: Store,
+    source: Document,
+    arguments: list[str],
+    steps: pipeline.Steps,
 ) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
     from prunetune.tuning import progress, runner, tracking
@@ -112,7 +122,12 @@ def _sweep(
             )
             with progress.Progress(console, search, config.densities, config.name) as view:
                 interrupted = runner.run(
-                    commands.absolute(config), problem, search, [tracker, view, keeper], steps
+                    commands.absolute(config),
+                    problem,
+                    search,
+                    [tracker, view, keeper],
+                    steps=steps,
+                    source=source,
                 )
         status = "interrupted" if interrupted else "finished"
     finally:

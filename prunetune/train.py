@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports that take seconds
+    from prunetune import interruption
+
+    interruption.while_importing()
+
 import argparse
 import json
 import logging

@@ -309,16 +309,28 @@ def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
     return schedules.with_warmup(by_name[config.name], config.warmup)
 
 
+_LONG_EPOCH = 1.0
+"""Seconds from which an epoch is worth a checkpoint of its own."""
+_WRITING = 10.0
+"""So many times as long as a checkpoint takes to write, passes until the next one."""
+
+
 @dataclass
 class EpochCheckpoint:
-    """The newest epoch of a stage under way, in the store, written at most every `interval` seconds."""
+    """The newest epoch of a stage under way, in the store.
+
+    An epoch of a second or more is written at once, so that a machine that is lost costs no other; shorter
+    ones when `interval` seconds have passed since the last. But writing shall take no more than a tenth of
+    the time: where it is slow, a few epochs pass in between, at most three intervals.
+    """
 
     store: Artefacts
     key: str
-    interval: float = 15.0
+    interval: float = 5.0
 
     def __post_init__(self) -> None:
-        self._last = time.monotonic()
+        self._asked = self._last = time.monotonic()
+        self._cost = 0.0  # seconds that the last one took to write
 
     def load(self, learner: Learner) -> Curve:
         """Bring the learner to where the checkpoint is; the curve so far, [] for none."""
@@ -335,7 +347,9 @@ class EpochCheckpoint:
 
     def save(self, learner: Learner, curve: Curve) -> bool:
         """Write one if it is time; whether it was."""
-        if time.monotonic() - self._last < self.interval:
+        now = time.monotonic()
+        epoch, self._asked = now - self._asked, now
+        if now - self._last < checkpoint_wait(epoch, self._cost, self.interval):
             return False
         tensors = dict(learner.tensors)
         for index, optimizer in enumerate(learner.optimizers):
@@ -344,12 +358,22 @@ class EpochCheckpoint:
                     if isinstance(value, Tensor):
                         tensors[f"optimizer{index}.{position}.{name}"] = value
         self.store.save("checkpoints", self.key, tensors, {"curve": curve})
-        self._last = time.monotonic()
+        self._asked = self._last = time.monotonic()
+        self._cost = self._last - now
         return True
 
     def delete(self) -> None:
         """The stage is finished."""
         self.store.delete("checkpoints", self.key)
+
+
+def checkpoint_wait(epoch: float, cost: float, interval: float) -> float:
+    """Seconds from one checkpoint to the next, for an epoch's length and the time that writing takes.
+
+    >>> checkpoint_wait(20.0, 0.1, 5.0), checkpoint_wait(1.2, 0.3, 5.0), checkpoint_wait(0.2, 0.01, 5.0)
+    (1.0, 3.0, 5.0)
+    """
+    return interval if epoch < _LONG_EPOCH else min(_WRITING * cost, 3 * interval)
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:

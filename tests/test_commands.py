@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from prunetune import __main__, commands, report, sweep, train
+from prunetune import __main__, commands, interruption, report, sweep, train
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "sweeps" / "digits.yaml")
@@ -208,3 +209,38 @@ def test_a_comparison_of_several_sweeps_is_printed_and_written(capsys, tmp_path:
     expected = "| sweep | d = 0.1 |\n|---|---|\n| one | 25.0 (1) |\n| two | 25.0 (1) |\n"
     assert capsys.readouterr().out == expected == (tmp_path / "table.md").read_text()
     assert "holds no results.parquet" in fails(capsys, report.main, "one", "three")
+
+
+def test_ctrl_c_while_a_command_is_imported_is_no_traceback() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "prunetune.sweep", "none.yaml"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stderr is not None
+    while not process.stderr.readline().endswith("argparse\n"):  # the first import of that module
+        pass
+    process.send_signal(signal.SIGINT)
+    rest = process.stderr.read()
+    assert process.wait() == 130
+    assert rest.endswith("prunetune: interrupted\n")
+    assert "Traceback" not in rest
+
+
+def test_ctrl_c_is_an_exception_again_once_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        interruption.while_importing()
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+
+        def command(arguments: list[str]) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return 0
+
+        with pytest.raises(SystemExit) as ended:
+            commands.run(command, [])
+        assert ended.value.code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)

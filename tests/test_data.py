@@ -63,7 +63,7 @@ def test_digits_are_split_into_disjoint_parts() -> None:
 def test_the_validation_split_follows_its_seed_alone() -> None:
     one = digits()
     assert digits(batch_size=7, augmentation={"flip": True}) is one  # trials share the tensors
-    data.loading._load.cache_clear()
+    data.loading._loaded.clear()
     again = digits(batch_size=32)
     assert again is not one
     assert torch.equal(again.validation.images, one.validation.images)
@@ -73,6 +73,43 @@ def test_the_validation_split_follows_its_seed_alone() -> None:
     assert other.digest != one.digest
     assert rows(other.validation.images) != rows(one.validation.images)
     assert torch.equal(other.test.images, one.test.images)
+
+
+def test_what_is_provided_is_not_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = digits()
+    nowhere = DataConfig(name="mnist", root=str(tmp_path / "nowhere"))
+    received = Dataset.from_arrays(found.arrays())
+    data.provide(nowhere, received)
+    assert data.load(nowhere.model_copy(update={"batch_size": 3})) is received
+    monkeypatch.chdir(tmp_path)
+    assert data.load(nowhere.model_copy(update={"root": "nowhere"})) is received
+    assert (received.digest, received.classes, received.shape) == (found.digest, found.classes, found.shape)
+    assert torch.equal(received.train.images, found.train.images)
+    assert torch.equal(received.test.labels, found.test.labels)
+    assert received.test.labels.data_ptr() == found.test.labels.data_ptr()  # not copied
+    images = found.validation.images
+    assert torch.equal(received.normalize(images), found.normalize(images))
+
+
+def test_the_data_used_last_stay() -> None:
+    one = digits()
+    other = digits(split_seed=1)
+    assert digits() is one
+    digits(split_seed=2)
+    assert digits() is one
+    assert digits(split_seed=1) is not other
+
+
+def test_read_only_arrays_are_received_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    arrays = digits().arrays()
+    locked = {
+        name: value.view() if isinstance(value, np.ndarray) else value for name, value in arrays.items()
+    }
+    for value in locked.values():
+        if isinstance(value, np.ndarray):
+            value.flags.writeable = False
+    assert Dataset.from_arrays(locked).classes == 10
+    assert not recwarn.list
 
 
 def test_a_limit_takes_a_fixed_mixture_of_the_images() -> None:
@@ -292,7 +329,7 @@ def write_parquet(
 
 
 def parquet(root: Path, **keys: Any) -> Dataset:
-    data.loading._load.cache_clear()
+    data.loading._loaded.clear()
     return data.load(DataConfig.model_validate({"name": "parquet", "root": str(root), **keys}))
 
 
@@ -499,7 +536,7 @@ def write_folder(root: Path, part: str, name: str, indices: range, size: tuple[i
 
 
 def image_folder(root: Path, **keys: Any) -> Dataset:
-    data.loading._load.cache_clear()
+    data.loading._loaded.clear()
     return data.load(DataConfig.model_validate({"name": "image_folder", "root": str(root), **keys}))
 
 
@@ -621,7 +658,7 @@ def test_mnist_is_read_as_published(mnist_root: str) -> None:
     assert found.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert float(found.mean) / 255 == pytest.approx(0.1307, abs=5e-4)
     assert float(found.std) / 255 == pytest.approx(0.3081, abs=5e-4)
-    data.loading._load.cache_clear()
+    data.loading._loaded.clear()
 
 
 def test_cifar_10_as_parquet(cifar_root: str, tmp_path: Path) -> None:

@@ -499,3 +499,11 @@ def test_on_a_remote_filesystem_damage_is_set_aside_too(
     assert not remote.has("stages", "k")
     remote.save("stages", "k", TENSORS, META)
     assert_same(remote.load("stages", "k"), TENSORS, META)
+
+
+def test_a_uris_options_stay_with_what_is_below_it() -> None:
+    store = Store("s3://bucket/runs/?region=eu-west-1&scheme=http")
+    assert store.sub("cifar").path("best/d.yaml") == (
+        "s3://bucket/runs/cifar/best/d.yaml?region=eu-west-1&scheme=http"
+    )
+    assert Store("s3://bucket/runs?region=eu-west-1").path("x") == "s3://bucket/runs/x?region=eu-west-1"

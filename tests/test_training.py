@@ -409,14 +409,24 @@ def test_a_checkpoint_is_written_only_when_it_is_time(
     store = Store(str(tmp_path))
     checkpoint = EpochCheckpoint(store, "k", interval=10)
     learner = learner_for(toy_model(), optimizer_config())
-    assert not checkpoint.save(learner, [])
-    now[0] = 109.9
-    assert not checkpoint.save(learner, [])
+
+    def after(seconds: float) -> bool:
+        now[0] += seconds
+        return checkpoint.save(learner, [])
+
+    assert [after(0.5) for _ in range(19)] == [False] * 19
     assert not store.has("checkpoints", "k")
-    now[0] = 110.0
-    assert checkpoint.save(learner, [])
+    assert after(0.5)  # ten seconds of short epochs
     assert store.has("checkpoints", "k")
-    now[0] = 119.0
-    assert not checkpoint.save(learner, [])
+    assert not after(0.5)
+    assert after(1.5)  # a long epoch
+    assert not after(0.5)
+
+    def slow_save(*what: Any) -> None:
+        now[0] += 2.0
+
+    monkeypatch.setattr(store, "save", slow_save)
+    assert after(1.5)
+    assert [after(5.0) for _ in range(4)] == [False, False, False, True]  # a tenth of the time
     checkpoint.delete()
     assert checkpoint.load(learner) == []

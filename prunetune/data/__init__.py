@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunetune.data.batches import augment, batches, evaluation_batches
 from prunetune.data.dataset import Dataset, Split
-from prunetune.data.loading import DATASETS, load, shape_of
+from prunetune.data.loading import DATASETS, load, provide, shape_of
 
 __all__ = [
     "DATASETS",
@@ -14,5 +14,6 @@ __all__ = [
     "batches",
     "evaluation_batches",
     "load",
+    "provide",
     "shape_of",
 ]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,6 +69,40 @@ class Dataset:
             self.std.to(device),
             self.digest,
         )
+
+    def arrays(self) -> dict[str, Any]:
+        """The data on the CPU as arrays that share its memory, by name, and the plain rest."""
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        tensors = {
+            **{f"{name}.images": split.images for name, split in splits.items()},
+            **{f"{name}.labels": split.labels for name, split in splits.items()},
+            "mean": self.mean,
+            "std": self.std,
+        }
+        plain = {"classes": self.classes, "digest": self.digest}
+        return {**{name: tensor.cpu().numpy() for name, tensor in tensors.items()}, **plain}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, Any]) -> Dataset:
+        """The inverse of `arrays`, without a copy: where the arrays are read-only, so are the tensors."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable.*")
+
+            def tensor(name: str) -> Tensor:
+                return torch.from_numpy(arrays[name])
+
+            def split(name: str) -> Split:
+                return Split(tensor(f"{name}.images"), tensor(f"{name}.labels"))
+
+            return cls(
+                split("train"),
+                split("validation"),
+                split("test"),
+                arrays["classes"],
+                tensor("mean"),
+                tensor("std"),
+                arrays["digest"],
+            )
 
     def normalize(self, images: Tensor) -> Tensor:
         """Pixels 0–255 (B, C, H, W) to floats: mean 0, deviation 1 per channel over the training set."""

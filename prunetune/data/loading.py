@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +23,38 @@ def load(config: DataConfig, device: str = "cpu") -> Dataset:
 
     Raises UserError where files are missing, unreadable, or not what the format says.
     """
+    key = (_key(config), device)
+    found = _loaded.get(key)
+    if found is None:
+        found = _load(config) if device == "cpu" else load(config, "cpu").to(torch.device(device))
+    _remember(key, found)
+    return found
+
+
+def provide(config: DataConfig, data: Dataset) -> None:
+    """Let `load` give `data` (on the CPU) for this configuration, as if it had read the files."""
+    _remember((_key(config), "cpu"), data)
+
+
+_loaded: dict[tuple[DataConfig, str], Dataset] = {}
+"""The last ones used, the latest at the end."""
+_MOST_LOADED = 2
+
+
+def _key(config: DataConfig) -> DataConfig:
     # How batches are cut does not matter here, so that trials which differ in it share the tensors.
-    return _load(config.model_copy(update={"batch_size": 1, "augmentation": None}), device)
+    root = str(Path(config.root).expanduser().absolute())
+    return config.model_copy(update={"batch_size": 1, "augmentation": None, "root": root})
 
 
-@lru_cache(maxsize=2)
-def _load(config: DataConfig, device: str) -> Dataset:
-    if device != "cpu":
-        return _load(config, "cpu").to(torch.device(device))
+def _remember(key: tuple[DataConfig, str], data: Dataset) -> None:
+    _loaded.pop(key, None)
+    while len(_loaded) >= _MOST_LOADED:
+        del _loaded[next(iter(_loaded))]
+    _loaded[key] = data
+
+
+def _load(config: DataConfig) -> Dataset:
     training, test, classes = DATASETS[config.name](config)
     for part, split in (("training", training), ("test", test)):
         if len(split) < 2:

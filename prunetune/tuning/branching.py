@@ -62,7 +62,7 @@ class Pool:
 
     def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
         """The network of a record that has come beyond pre-pruning; its parameters in today's space."""
-        mask = (record.tree["pre_pruning"] or {}).get("mask") or {}
+        mask = (record.tree.get("pre_pruning") or {}).get("mask") or {}
         network = PrePruned(
             key_of(record), determining(params), record.density if mask.get("method") == "target" else None
         )

@@ -33,7 +33,9 @@ from prunetune.store import Store
 from prunetune.training import EpochWork
 
 # After `runner`, which sets what Ray reads when it is imported.
-from prunetune.tuning.runner import _interruptible, _ray  # isort: skip
+from prunetune.tuning.connection import ray_connection
+
+from prunetune.tuning.runner import interruptible  # isort: skip
 
 import ray
 import ray.train
@@ -57,7 +59,7 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
     store = pipeline.training_store(config)
     scratch = tempfile.mkdtemp(prefix="prunetune-")
     try:
-        with _interruptible() as interrupted, _ray() as local:
+        with interruptible() as interrupted, ray_connection() as local:
             interrupted.listen()  # Ray sets handlers of its own when it starts
             scaling = _scaling(config, workers, local)
             progress = _Progress(report)

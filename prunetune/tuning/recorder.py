@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,10 +18,12 @@ from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.roster import Dispatcher
 from prunetune.tuning.search import SweepSearch
 
+logger = logging.getLogger(__name__)
+
 _HOPELESS = 3
 """So many failures, and nothing but failures, end a sweep: the next hundred would fail the same way."""
 _RETRIES = 3
-"""A trial may lose its worker (a spot machine, an out-of-memory kill) this often."""
+"""A trial may lose its worker (a spot machine, an out-of-memory kill) this often without a new epoch."""
 _SETBACKS = 10
 """So many workers lost without an epoch in between, and no result yet, end a sweep too."""
 _OUTCOME = (
@@ -70,6 +73,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._store = store
         self._listeners = listeners
         self._begun: dict[str, float] = {}
+        self._up: set[str] = set()  # the workers that have started and were not lost
+        self._told: set[str] = set()
         self._losses: Counter[str] = Counter()
         self._setbacks = self._failures = 0
         self._errors: list[str] = []
@@ -77,6 +82,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker is there, perhaps again after it was lost."""
+        self._up.add(trial.trial_id)
         self._fill(trial.trial_id)
 
     def on_trial_result(
@@ -84,6 +90,10 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     ) -> None:
         """News of a worker's trials: new epochs, perhaps the last ones."""
         worker = trial.trial_id
+        unfit = result.get("unfit")
+        self._dispatcher.rate(worker, fit=not unfit)
+        if unfit:
+            self._leave_out(worker, result["node"], unfit)
         for news in result["members"]:
             record = self._dispatcher.record(worker, news["uid"])
             if record is None:  # it was stopped
@@ -101,15 +111,17 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             self._fill(worker)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker's process was lost; Tune starts another, which goes on with the same trials."""
-        error = _last_failure(trial.error_file)
-        self._setbacks += 1
-        self._errors.append(error)
-        for record in self._dispatcher.on(trial.trial_id):
+        """A worker's process was lost. Its trials go on elsewhere, or on the one that Tune starts for it."""
+        worker, error = trial.trial_id, _last_failure(trial.error_file)
+        if worker not in self._up:
+            self._warn(f"a worker could not start, and is tried again: {_last_line(error)}")
+        self._up.discard(worker)
+        for record in self._dispatcher.on(worker):
             self._losses[record.uid] += 1
             if self._losses[record.uid] > _RETRIES:
                 record.status, record.error = "failed", error
-                self._end(trial.trial_id, record)
+                self._end(worker, record)
+        self._set_back(error, lost=self._dispatcher.give_back(worker))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker is given up."""
@@ -141,6 +153,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         if not fresh:
             return False
         self._setbacks = 0
+        self._losses.pop(record.uid, None)
         record.curve.extend(_plain(report) for report in fresh)
         self._search.progressed(record)
         for listener in self._listeners:
@@ -157,13 +170,31 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     def _fill(self, worker: str) -> None:
         """New trials for a worker that has room."""
         for record in self._dispatcher.fill(worker):
-            self._begun[record.uid] = time.monotonic()
-            for listener in self._listeners:
-                listener.started(record)
+            if record.uid not in self._begun:  # not one that goes on after its worker was lost
+                self._begun[record.uid] = time.monotonic()
+                for listener in self._listeners:
+                    listener.started(record)
+
+    def _leave_out(self, worker: str, node: str, problems: list[str]) -> None:
+        """A worker on a node that cannot run this sweep, such as one that has joined later."""
+        for problem in problems:
+            self._warn(f"{node}: no trial is run on this node: {problem}")
+        self._set_back("; ".join(problems), lost=self._dispatcher.give_back(worker))
+
+    def _set_back(self, error: str, lost: list[TrialRecord]) -> None:
+        """A worker has given nothing: of no account while others run trials, unless it had some itself."""
+        if lost or not self._dispatcher.running:
+            self._setbacks += 1
+            self._errors.append(error)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s", message)
 
     def _end(self, worker: str, record: TrialRecord) -> None:
         self._dispatcher.remove(worker, record)
-        record.seconds = time.monotonic() - self._begun[record.uid]
+        record.seconds = time.monotonic() - self._begun.pop(record.uid)
         if record.status == "failed":
             self._failures += 1
             self._errors.append(record.error or "")
@@ -182,6 +213,10 @@ def _last_failure(error_file: str | None) -> str:
         return "the worker was lost"
     _, _, newest = text.rpartition("Failure # ")
     return newest.partition("\n")[2].strip() or "the worker was lost"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].strip()
 
 
 def _plain(report: dict[str, Any]) -> dict[str, Any]:

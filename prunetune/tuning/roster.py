@@ -66,6 +66,7 @@ class Dispatcher(DriverOnly):
         self._per_worker = per_worker
         self._most = most
         self._by_worker: dict[str, dict[str, TrialRecord]] = {}
+        self._unfit: set[str] = set()
 
     def record(self, worker: str, uid: str) -> TrialRecord | None:
         """The trial, if the worker is to run it."""
@@ -79,11 +80,30 @@ class Dispatcher(DriverOnly):
         """The trial has ended, or is to end."""
         self._by_worker[worker].pop(record.uid)
 
+    def give_back(self, worker: str) -> list[TrialRecord]:
+        """The trials of a worker that was lost, or cannot run them, go back to the search; which."""
+        records = self.on(worker)
+        for record in records:
+            self.remove(worker, record)
+            self._search.give_back(record)
+        self._roster.write(worker, [])
+        return records
+
+    def rate(self, worker: str, *, fit: bool) -> None:
+        """Whether a worker is on a node that can run trials; one that is not is given none."""
+        if fit:
+            self._unfit.discard(worker)
+        else:
+            self._unfit.add(worker)
+
     def fill(self, worker: str) -> list[TrialRecord]:
         """Assign as many new trials as there is room for, and publish; the new ones."""
         running = self._by_worker.setdefault(worker, {})
-        started = []
-        while len(running) < self._per_worker and (self._most is None or self._count() < self._most):
+        started: list[TrialRecord] = []
+        if worker in self._unfit:  # it holds a place where no other would fare better, while there is work
+            self._roster.write(worker, [] if len(self._search) else None)
+            return started
+        while len(running) < self._per_worker and (self._most is None or self.running < self._most):
             record = self._search.next()
             if record is None:
                 break
@@ -98,8 +118,10 @@ class Dispatcher(DriverOnly):
 
     def useful_workers(self) -> int:
         """How many workers the trials under way and those still to be started could keep busy."""
-        trials = self._count() + len(self._search)
-        return math.ceil(min(trials, self._most or trials) / self._per_worker)
+        trials = self.running + len(self._search)
+        return math.ceil(min(trials, self._most or trials) / self._per_worker) + len(self._unfit)
 
-    def _count(self) -> int:
+    @property
+    def running(self) -> int:
+        """How many trials are on workers."""
         return sum(len(running) for running in self._by_worker.values())

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -26,11 +25,13 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray import tune
 
+from prunetune import data as datasets
 from prunetune import pipeline
 from prunetune.config import most_epochs
-from prunetune.errors import UserError
+from prunetune.document import Document
 from prunetune.schema import Config
 from prunetune.store import Store
+from prunetune.tuning import connection, node_check, preflight
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import PerDensityAsha
 from prunetune.tuning.ledger import Problem
@@ -42,6 +43,8 @@ from prunetune.tuning.trainable import Worker
 
 logger = logging.getLogger(__name__)
 
+_NO_FILE = Document("the sweep's file", {})
+
 
 def run(
     config: Config,
@@ -49,16 +52,29 @@ def run(
     search: SweepSearch,
     listeners: list[Listener],
     steps: pipeline.Steps = pipeline.steps,
+    source: Document = _NO_FILE,
 ) -> bool:
     """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
 
-    `steps` is what a trial runs.
+    `steps` is what a trial runs, `source` the sweep's file, for the places of keys in messages.
 
-    Raises WorkError when nothing works, UserError when the machine has not what a trial asks for.
+    Raises WorkError when nothing works, UserError when Ray cannot be joined, when the machine has not what a
+    trial asks for, or when a node of the cluster cannot run this sweep.
     """
-    with _interruptible() as interrupted, _ray() as local:
+    with interruptible() as interrupted, connection.ray_connection() as local, ExitStack() as at_end:
         interrupted.listen()  # Ray sets handlers of its own when it starts
-        resources = _resources(config, local)
+        resources = _resources(config, local, source)
+        # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+        shipped = None
+        if not node_check.is_data_searched(problem):
+            shipped = [ray.put(datasets.load(config.data).arrays())]
+        expectation = None
+        if not local:
+            expectation = node_check.expected(config, problem)
+            probe = node_check.Probe(expectation)
+            probe.write()
+            at_end.callback(probe.remove)
+            preflight.check(expectation, probe, shipped or [], source, interrupted.is_set)
         slots = _slots(resources) if local else None
         longest = most_epochs(problem.template, "post_pruning")
         per_worker = trials_per_worker(config, problem, resources)
@@ -71,40 +87,40 @@ def run(
             Store(config.storage).sub("store"),
             listeners,
         )
-        scratch = tempfile.mkdtemp(prefix="prunetune-") if local else None
-        try:
-            tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(
-                        Worker,
-                        sweep=config,
-                        threads=max(1, int(config.resources.cpus)),
-                        roster=roster,
-                        steps=steps,
-                    ),
-                    resources,
+        # Tune's own files, of no value: workers write none, so that this machine's disk does for a cluster.
+        scratch = at_end.enter_context(
+            tempfile.TemporaryDirectory(prefix="prunetune-", ignore_cleanup_errors=True)
+        )
+        tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(
+                    Worker,
+                    sweep=config,
+                    threads=max(1, int(config.resources.cpus)),
+                    roster=roster,
+                    steps=steps,
+                    shipped=shipped,
+                    expectation=expectation,
                 ),
-                tune_config=tune.TuneConfig(
-                    search_alg=WorkerSearcher(search, dispatcher.useful_workers),
-                    num_samples=-1,
-                    max_concurrent_trials=slots,
-                    reuse_actors=True,
-                    trial_dirname_creator=_worker_name,
-                    trial_name_creator=_worker_name,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    # Nothing of value is there; on a cluster every node must reach it.
-                    storage_path=scratch or Store(config.storage).sub(config.name).path(""),
-                    callbacks=[recorder],
-                    failure_config=tune.FailureConfig(max_failures=-1),  # the recorder counts
-                    stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless),
-                    verbose=0,
-                ),
-            ).fit()
-        finally:
-            if scratch:
-                shutil.rmtree(scratch, ignore_errors=True)
+                resources,
+            ),
+            tune_config=tune.TuneConfig(
+                search_alg=WorkerSearcher(search, dispatcher.useful_workers),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                trial_dirname_creator=_worker_name,
+                trial_name_creator=_worker_name,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=scratch,
+                callbacks=[recorder],
+                failure_config=tune.FailureConfig(max_failures=-1),  # the recorder counts
+                stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless),
+                verbose=0,
+            ),
+        ).fit()
         recorder.check()
         return interrupted.is_set()
 
@@ -124,29 +140,6 @@ class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
 
 def _worker_name(trial: Any) -> str:
     return f"worker-{trial.trial_id}"
-
-
-@contextmanager
-def _ray() -> Iterator[bool]:
-    """A connection to the cluster of `ray start` or RAY_ADDRESS, else our own Ray; whether it is our own."""
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if ray.is_initialized():
-        yield False
-        return
-    # Not address="auto": that also joins another sweep's own Ray on this machine, and dies with it.
-    try:
-        context = ray.init(include_dashboard=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        address = os.environ.get("RAY_ADDRESS", "the address that `ray start` left")
-        raise UserError(f"Ray at {address} cannot be reached: {error}") from None
-    # A session is named after the process that started it.
-    local = str(context.address_info["session_dir"]).endswith(f"_{os.getpid()}")
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the recorder
-    try:
-        yield local
-    finally:
-        ray.shutdown()
 
 
 class _Interruption:
@@ -179,7 +172,8 @@ class _Interruption:
 
 
 @contextmanager
-def _interruptible() -> Iterator[_Interruption]:
+def interruptible() -> Iterator[_Interruption]:
+    """Within: the first SIGINT or SIGTERM is noted, not raised."""
     interruption = _Interruption()
     interruption.listen()
     try:
@@ -188,7 +182,7 @@ def _interruptible() -> Iterator[_Interruption]:
         interruption.stop_listening()
 
 
-def _resources(config: Config, local: bool) -> dict[str, float]:
+def _resources(config: Config, local: bool, source: Document) -> dict[str, float]:
     """What to ask of Ray per trial. A machine of one's own without a GPU runs trials on its CPU."""
     cpus, gpus = config.resources.cpus, config.resources.gpus
     if local:
@@ -200,16 +194,16 @@ def _resources(config: Config, local: bool) -> dict[str, float]:
             ("gpus", gpus, have.get("GPU", 0)),
         ):
             if wanted > there:
-                raise UserError(
-                    f"resources.{name} = {wanted:g}: this machine has {there:g}; a trial must fit on it"
-                )
+                rule = f"this machine has {there:g}; a worker must fit on it"
+                raise source.problem(f"resources.{name}", rule, wanted)
     elif not any(
         node["Alive"] and node["Resources"].get("CPU", 0) >= cpus and node["Resources"].get("GPU", 0) >= gpus
         for node in ray.nodes()
     ):
         logger.warning(
-            "no node of the Ray cluster has %g CPUs and %g GPUs for a trial yet (resources: in the sweep's "
-            "file); waiting for the autoscaler to add one",
+            "%s: no node of the Ray cluster has %g CPUs and %g GPUs for a worker yet; "
+            "waiting for the autoscaler to add one",
+            source.where("resources"),
             cpus,
             gpus,
         )

@@ -46,6 +46,7 @@ class SweepSearch:
         self._explored = dict.fromkeys(config.densities, 0)
         self._exhausted: set[float] = set()
         self._again: list[TrialRecord] = []  # under way when the driver ended
+        self._lost: list[TrialRecord] = []  # given back by workers that were lost
         self._held: list[TrialRecord] = []  # proposed, but a running trial computes a stage of theirs
         self._failed: list[TrialRecord] = []
         self.past: list[TrialRecord] = []
@@ -75,7 +76,7 @@ class SweepSearch:
     def __len__(self) -> int:
         """How many trials are still to be started, if no space is exhausted before."""
         missing = sum(self.total(density) - issued for density, issued in self._issued.items())
-        return missing + len(self._again) + len(self._held) + len(self._failed)
+        return missing + len(self._again) + len(self._lost) + len(self._held) + len(self._failed)
 
     @property
     def to_reissue(self) -> set[str]:
@@ -93,10 +94,15 @@ class SweepSearch:
     @property
     def waiting(self) -> bool:
         """Whether `next` gave None although trials are left: they wait for stages under way."""
-        return bool(self._held or self._again or self._failed)
+        return bool(self._lost or self._held or self._again or self._failed)
 
     def next(self) -> TrialRecord | None:
         """The next trial to run, recorded as running; None when there is none, or none yet (`waiting`)."""
+        for record in self._lost:
+            if self._free(record):
+                self._lost.remove(record)
+                self._claim(record)
+                return record
         for record in self._held:
             if self._free(record):
                 self._held.remove(record)
@@ -124,6 +130,11 @@ class SweepSearch:
                     self._failed.remove(record)
                     return self._issue(self._reissued(record))
         return None
+
+    def give_back(self, record: TrialRecord) -> None:
+        """A running trial has lost its worker: it is the next to go on, from its epochs in the store."""
+        self._release(record)
+        self._lost.append(record)
 
     def progressed(self, record: TrialRecord) -> None:
         """A running trial has new epochs in its curve: perhaps a stage of it is now in the store."""
@@ -176,10 +187,13 @@ class SweepSearch:
 
     def _issue(self, record: TrialRecord) -> TrialRecord:
         self._pool.started(record)
+        self._claim(record)
+        return record
+
+    def _claim(self, record: TrialRecord) -> None:
         for key in _stages_before_the_last(record):
             if not self._stored(key):
                 self._computing[key] = record.uid
-        return record
 
     def _reissued(self, record: TrialRecord) -> TrialRecord:
         record.status, record.curve, record.error = "running", [], None
@@ -197,13 +211,15 @@ class SweepSearch:
 
 def _stages_before_the_last(record: TrialRecord) -> list[str]:
     """The keys of what another trial may also need; a pre-pruning stage that there is not is nothing."""
-    absent = {"post_pruning"} if record.tree["pre_pruning"] else {"post_pruning", "pre_pruning"}
+    absent = {"post_pruning"} if record.tree.get("pre_pruning") else {"post_pruning", "pre_pruning"}
     return [key for stage, key in record.keys.items() if stage not in absent]
 
 
 def _beyond_pre_pruning(record: TrialRecord) -> bool:
     """Whether the network that pre-pruning gave is there, and was pruned."""
-    return record.tree["pre_pruning"] is not None and any(e["stage"] != "pre_pruning" for e in record.curve)
+    return record.tree.get("pre_pruning") is not None and any(
+        e["stage"] != "pre_pruning" for e in record.curve
+    )
 
 
 @final

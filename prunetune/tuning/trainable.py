@@ -17,18 +17,23 @@ import torch
 from ray import tune
 from ray.tune.result import DONE
 
+from prunetune import data as datasets
 from prunetune import pipeline, vectorized
+from prunetune.data import Dataset
 from prunetune.errors import WorkError
 from prunetune.pipeline import PipelineResult, Steps
 from prunetune.schema import Config
 from prunetune.stages.stage import Report, Step
 from prunetune.store import Store
 from prunetune.training import EpochWork
+from prunetune.tuning import node_check
 from prunetune.tuning.ledger import TrialRecord, record_name, trial_config
 from prunetune.tuning.roster import Assignment, Roster
 
 _BATCH_SECONDS = 0.5
 _IDLE_SECONDS = 0.1
+_UNFIT_LOOKS = 20
+"""So often a worker that cannot run trials looks for the end before it examines its node again."""
 
 
 @final
@@ -37,6 +42,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
 
     A result holds `members`, for each trial a mapping with its `uid` and `reports`, the epochs since the last
     result; of one that has ended also `status` and what the pipeline found, or `failed` and the `error`.
+    A worker whose node cannot run this sweep runs no trial and says why: `unfit`, with its `node`.
     """
 
     def setup(
@@ -46,8 +52,14 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         threads: int,
         roster: Roster,
         steps: Steps = pipeline.steps,
+        shipped: list[Any] | None = None,
+        expectation: dict[str, Any] | None = None,
     ) -> None:
-        """`sweep` says where everything is; `steps` is what a trial runs."""
+        """`sweep` says where everything is; `steps` is what a trial runs.
+
+        `shipped` refers to `Dataset.arrays()` in Ray's object store, which fetches them once per node;
+        without it the data are read from files. `expectation` is what a node must have (`node_check`).
+        """
         torch.set_num_threads(threads)
         self._name = config["worker"]
         self._sweep = sweep
@@ -56,6 +68,10 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         self._store = Store(sweep.storage)
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._running: dict[str, _Running] = {}
+        self._expectation = expectation
+        self._unfit, self._told = self._examine(), False
+        if shipped:
+            datasets.provide(sweep.data, Dataset.from_arrays(ray.get(shipped[0])))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The same process is another worker from now on."""
@@ -71,6 +87,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         wanted = self._roster.assignments(self._name)
         if wanted is None:
             return {"members": [], DONE: True}
+        if self._unfit:
+            return self._stay_out()
         self._take(wanted)
         if not self._running:
             time.sleep(_IDLE_SECONDS)  # a stage that the next trial needs is being computed elsewhere
@@ -108,6 +126,24 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         for assignment in wanted:
             if assignment["uid"] not in self._running:
                 self._running[assignment["uid"]] = _Running(assignment, self._begin(assignment))
+
+    def _examine(self) -> list[str]:
+        """What keeps this node from running trials: it may have joined after all nodes were asked."""
+        return (
+            [] if self._expectation is None else [text for _, text in node_check.examine(self._expectation)]
+        )
+
+    def _stay_out(self) -> dict[str, Any]:
+        """Say so; look again after a while, for a storage may come back, and for that the end may come."""
+        told = {"members": [], "unfit": self._unfit, "node": ray.util.get_node_ip_address()}
+        if self._told:
+            for _ in range(_UNFIT_LOOKS):
+                time.sleep(_BATCH_SECONDS)
+                if self._roster.assignments(self._name) is None:
+                    return told
+            self._unfit = self._examine()
+        self._told = True
+        return told
 
     def _begin(self, assignment: Assignment) -> Generator[Step, None, PipelineResult]:
         name = record_name(assignment["density"], assignment["number"])

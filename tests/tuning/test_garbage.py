@@ -64,7 +64,9 @@ class NoTracker:
 def in_this_process(die_after: float = float("inf"), interrupt_after: float = float("inf")) -> Any:
     """A `runner.run` that runs one trial after the other: dies, or is interrupted, after so many epochs."""
 
-    def run(config: Config, problem: Problem, search: SweepSearch, listeners: list[Any], steps: Any) -> bool:
+    def run(
+        config: Config, problem: Problem, search: SweepSearch, listeners: list[Any], **others: Any
+    ) -> bool:
         store, epochs = Store(config.storage).sub("store"), 0
         while (record := search.next()) is not None:
             for listener in listeners:

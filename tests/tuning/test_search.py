@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from tuning.conftest import finish, make_sweep
+from tuning.conftest import TEXT, finish, make_sweep
 
 from prunetune.tuning.ledger import Ledger, Problem
 from prunetune.tuning.search import SweepSearch
@@ -193,3 +193,26 @@ def test_tpe_comes_closer_than_random_does(tmp_path: Path) -> None:
 
 def test_optuna_is_quiet() -> None:
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR
+
+
+def test_a_trial_that_lost_its_worker_is_the_next(sweep) -> None:
+    search = SweepSearch(*sweep)
+    first, second = search.next(), search.next()
+    assert first is not None
+    assert second is not None
+    left = len(search)
+    search.give_back(second)
+    assert (len(search), search.waiting) == (left + 1, True)
+    assert search.next() is second
+    assert len(search) == left
+
+
+def test_a_space_without_a_word_on_pre_pruning(tmp_path: Path) -> None:
+    text = TEXT[: TEXT.index("pre_pruning:")] + TEXT[TEXT.index("post_pruning:") :]
+    search = SweepSearch(*make_sweep(tmp_path, text=text))
+    record = search.next()
+    assert record is not None
+    assert search.next() is not None
+    record.curve = [{"epoch": 1, "post_epoch": 1, "stage": "post_pruning", "val_accuracy": 0.5}]
+    search.progressed(record)
+    search.tell(finish(record, 0.5))
