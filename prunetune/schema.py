@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -321,7 +322,7 @@ class ResourcesConfig(Section):
 
 
 class TrackingConfig(Section):
-    """Where MLflow writes; null is a SQLite file in the run folder."""
+    """Where MLflow writes; null is $MLFLOW_TRACKING_URI, else a SQLite file in the run folder."""
 
     uri: str | None = None
     experiment: str | None = None
@@ -345,7 +346,12 @@ class Config(Section):
     keep: KeepConfig = KeepConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
-    storage: str = Field("runs", min_length=1)
+    storage: str = Field(
+        # So that the same file writes to a folder on a laptop and to what all nodes share on a cluster.
+        default_factory=lambda: os.environ.get("PRUNETUNE_STORAGE") or "runs",
+        min_length=1,
+        description="a folder or a URI (s3://…); by default $PRUNETUNE_STORAGE, else runs",
+    )
 
     @field_validator("name")
     @classmethod

@@ -18,6 +18,12 @@ def _threads() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PRUNETUNE_STORAGE", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def mnist_root() -> str:
     if not (SHARED_DATA / "MNIST" / "raw").is_dir():

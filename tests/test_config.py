@@ -526,3 +526,12 @@ def test_a_configuration_is_frozen_and_a_user_error_is_its_error() -> None:
     with pytest.raises(ValueError, match="frozen"):
         config.seed = 1  # type: ignore[misc]
     assert issubclass(ConfigError, UserError)
+
+
+def test_storage_is_the_environments_where_the_file_names_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded().storage == "runs"
+    monkeypatch.setenv("PRUNETUNE_STORAGE", "s3://bucket/prunetune")
+    assert loaded().storage == "s3://bucket/prunetune"
+    assert loaded("storage=elsewhere").storage == "elsewhere"
+    monkeypatch.setenv("PRUNETUNE_STORAGE", "")
+    assert loaded().storage == "runs"

@@ -6,6 +6,7 @@ import math
 from typing import Any, TypedDict, final
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import TrialRecord
@@ -42,8 +43,12 @@ class Roster:
 
     @classmethod
     def start(cls) -> Roster:
-        """A new one, in a process of its own that takes no CPU from the trials."""
-        return cls(ray.remote(_Board).options(num_cpus=0).remote())
+        """A new one, in a process of its own that takes no CPU from the trials.
+
+        On the driver's node: any other may leave the cluster while the sweep goes on.
+        """
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        return cls(ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def write(self, worker: str, assignments: list[Assignment] | None) -> None:
         """Publish; the worker's next `assignments` are these."""

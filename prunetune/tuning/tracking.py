@@ -46,10 +46,14 @@ class Place:
 
 
 def place(config: Config) -> Place:
-    """`tracking` of a configuration; by default SQLite in the run folder (`runs/` for remote storage)."""
+    """`tracking` of a configuration.
+
+    By default the server of MLFLOW_TRACKING_URI, else SQLite in the run folder (`runs/` for remote storage).
+    """
     experiment = config.tracking.experiment or config.name
-    if config.tracking.uri is not None:
-        return Place(config.tracking.uri, experiment, None)
+    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri:
+        return Place(uri, experiment, None)
     folder = Store(config.storage).sub(config.name).local_path("")
     root = Path(folder if folder is not None else Path("runs", config.name)).absolute()
     root.mkdir(parents=True, exist_ok=True)

@@ -208,3 +208,15 @@ def test_the_default_database_has_an_absolute_path(tmp_path: Path, monkeypatch) 
 def test_a_configured_server_is_used_as_it_is(tmp_path: Path, uri: str) -> None:
     config, _, _ = make_sweep(tmp_path, f"tracking={{uri: '{uri}', experiment: team}}")
     assert tracking.place(config) == tracking.Place(uri, "team", None)
+
+
+def test_the_server_is_the_environments_where_the_file_names_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _, _ = make_sweep(tmp_path)
+    assert tracking.place(config).uri.startswith("sqlite:///")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    # Its artifacts are the server's affair: this machine's folders mean nothing there.
+    assert tracking.place(config) == tracking.Place("http://127.0.0.1:5000", config.name, None)
+    named, _, _ = make_sweep(tmp_path, "tracking.uri=sqlite:////elsewhere/mlflow.db")
+    assert tracking.place(named).uri == "sqlite:////elsewhere/mlflow.db"
