@@ -8,6 +8,7 @@ branches so far gave. Optuna goes on proposing everything else.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -139,9 +140,8 @@ def _quantiles(values: Mapping[str, float]) -> dict[str, float]:
     >>> _quantiles({"a": 0.3, "b": 0.9, "c": 0.3})
     {'a': 0.3333333333333333, 'b': 0.8333333333333334, 'c': 0.3333333333333333}
     """
-    found = {}
-    for key, value in values.items():
-        below = sum(other < value for other in values.values())
-        equal = sum(other == value for other in values.values())
-        found[key] = (below + equal / 2) / len(values)
-    return found
+    ordered = sorted(values.values())
+    return {
+        key: (bisect_left(ordered, value) + bisect_right(ordered, value)) / 2 / len(ordered)
+        for key, value in values.items()
+    }

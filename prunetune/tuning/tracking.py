@@ -80,6 +80,7 @@ class Tracker:
         self._name = name
         self._patience = attempts_at_end
         self._described: set[str] = set()  # uids whose run has its parameters
+        self._closed: set[str] = set()  # uids whose run was found finished or failed
         self._logged: dict[str, int] = {}  # uid -> the last epoch written
         self._stage: dict[str, str] = {}
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -197,10 +198,20 @@ class Tracker:
             if uid is None:
                 continue
             self.run_ids[uid] = run.info.run_id
-            history = self._client.get_metric_history(run.info.run_id, "val_accuracy")
-            self._logged[uid] = max((metric.step for metric in history), default=0)
-            if run.info.status == "RUNNING" and uid not in going_on:
+            self._logged[uid] = self._epochs_of(run)
+            if run.info.status in ("FINISHED", "FAILED"):
+                self._closed.add(uid)
+            elif run.info.status == "RUNNING" and uid not in going_on:
                 self._client.set_terminated(run.info.run_id, "KILLED")
+
+    def _epochs_of(self, run: Any) -> int:
+        """The last epoch that a run has. Only one that was not closed must be asked for its history."""
+        assert self._client is not None
+        counts = [run.data.metrics.get(name) for name in ("epochs_run", "epochs_reused")]
+        if run.info.status == "FINISHED" and None not in counts:
+            return int(sum(counts))
+        history = self._client.get_metric_history(run.info.run_id, "val_accuracy")
+        return max((metric.step for metric in history), default=0)
 
     def _search(self, condition: str) -> list[Any]:
         assert self._client is not None
@@ -215,10 +226,8 @@ class Tracker:
 
     def _rebuild(self, record: TrialRecord) -> None:
         """A finished trial which MLflow does not know, or knows in part."""
-        assert self._client is not None
         last = max((report["epoch"] for report in record.curve), default=0)
-        known = record.uid in self.run_ids and self._logged.get(record.uid, 0) >= last
-        if known and self._client.get_run(self.run_ids[record.uid]).info.status in ("FINISHED", "FAILED"):
+        if record.uid in self._closed and self._logged[record.uid] >= last:
             return
         self._open(record)
         self._log(record, record.curve)

@@ -132,6 +132,34 @@ def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
             assert [m.step for m in history] == [1, 2, 3]
 
 
+def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> None:
+    config, (whole, part) = trials(tmp_path)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config, [], set())
+    for record in (whole, part):
+        log(tracker, record)
+    tracker.close()
+    finish(part, 0.5, epochs=5)  # MLflow has three of its epochs
+    asked: list[str] = []
+    for name in ("get_run", "get_metric_history", "update_run", "log_text"):
+        real = getattr(tracking.MlflowClient, name)
+
+        def call(self, run_id, *args, name=name, real=real, **kwargs):
+            asked.append(run_id)
+            return real(self, run_id, *args, **kwargs)
+
+        monkeypatch.setattr(tracking.MlflowClient, name, call)
+    again = tracking.Tracker(place, "id", "small")
+    again.begin(config, [whole, part], set())
+    assert again.close() == 0
+    assert again.run_ids == tracker.run_ids
+    assert again.run_ids[part.uid] in asked
+    assert again.run_ids[whole.uid] not in asked
+    history = MlflowClient(place.uri).get_metric_history(again.run_ids[part.uid], "val_accuracy")
+    assert [metric.step for metric in history] == [1, 2, 3, 4, 5]
+
+
 def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
     place = tracking.place(config)
