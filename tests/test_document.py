@@ -336,17 +336,3 @@ def test_what_cannot_be_extended_is_named(tmp_path: Path, content: str, message:
     (tmp_path / "broken.yaml").write_text("x: [\n")
     with pytest.raises(UserError, match=message):
         document.read(tmp_path / "a.yaml")
-
-
-def test_a_file_may_be_named_by_its_uri(tmp_path: Path) -> None:
-    (tmp_path / "best.yaml").write_text("a: 1\n")
-    uri = (tmp_path / "best.yaml").as_uri()
-    found = document.read(uri)
-    assert (found.tree, found.where("a")) == ({"a": 1}, f"{uri}:1")
-    with pytest.raises(UserError, match=r"none\.yaml: no such file"):
-        document.read((tmp_path / "none.yaml").as_uri())
-    with pytest.raises(UserError, match=r"nosuch://x: cannot be read"):
-        document.read("nosuch://x")
-    (tmp_path / "best.yaml").write_text("extends: other.yaml\n")
-    with pytest.raises(UserError, match=r"best\.yaml:1: extends: .* cannot extend another"):
-        document.read(uri)
