@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, orchestration, step_time, sweep_cost, vectorized
+from benchmarks import common, history, orchestration, scaling, step_time, sweep_cost, vectorized
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -18,6 +18,8 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "step_time": step_time.render,
     "vectorized": vectorized.render,
     "orchestration": orchestration.render,
+    "scaling": scaling.render,
+    "history": history.render,
 }
 """Benchmarks in the README's order, and what makes their results Markdown."""
 

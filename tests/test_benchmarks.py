@@ -12,7 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import bounds, clocked, common, orchestration, plain_loop, step_time, tables
+from benchmarks import (
+    bounds,
+    clocked,
+    common,
+    history,
+    orchestration,
+    plain_loop,
+    scaling,
+    step_time,
+    tables,
+)
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import pipeline
@@ -21,6 +31,8 @@ from prunetune.models import build
 from prunetune.schema import ConvConfig, DataConfig, MlpConfig
 from prunetune.store import Store
 from prunetune.training import EpochWork
+from prunetune.tuning.ledger import Ledger
+from prunetune.tuning.search import SweepSearch
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0, "gpu": None, "load": 0.1}
 
@@ -211,6 +223,48 @@ def test_what_a_slot_spends_beyond_its_trials() -> None:
     assert (second.between, second.within) == (1.0, 0.0)
 
 
+# --- trials that only wait, and a past that never was
+
+
+def test_a_waiting_trial_reports_like_a_real_one(
+    tmp_path: Path, tiny: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "SECONDS", 0.0)
+    config = configuration.from_document(Document("tiny", tiny))
+    store = Store(str(tmp_path))
+    real = [step for step in pipeline.run(config, store=store) if isinstance(step, dict)]
+    waited = list(scaling.waiting(config, store=store, device="cpu", owner="me"))
+    assert [report["epoch"] for report in waited] == list(range(1, 21))
+    assert [report["post_epoch"] for report in waited if "post_epoch" in report] == list(range(1, 11))
+    for stage in ("pre_pruning", "post_pruning"):
+        theirs, ours = (next(r for r in reports if r["stage"] == stage) for reports in (real, waited))
+        assert ours["key"] == theirs["key"]
+        assert set(ours) == set(theirs) - {"mask_density", "mask_open"}
+
+
+def test_the_made_up_past_is_one_that_a_sweep_takes_for_its_own(tmp_path: Path) -> None:
+    config, problem, ledger = history.make(tmp_path, trials=12, proposals=1)
+    stages = Store(config.storage).sub("store")
+    history.write_past(problem, ledger, stages, config.densities, 12)
+    again = Ledger(ledger.store)
+    search = SweepSearch(config, problem, again, lambda key: stages.has("stages", key))
+    assert len(search.past) == len(again.fitting(problem)) == 12 * 5
+    assert len(search) == 5
+    explored = {r.keys["pre_pruning"] for r in again.records() if not r.branched}
+    branches = [r for r in again.records() if r.branched]
+    assert len(branches) > 20
+    assert {r.keys["pre_pruning"] for r in branches} <= explored
+    for record in again.records():
+        assert len(record.curve) == (
+            80 if record.status == "complete" else 40 + record.curve[-1]["post_epoch"]
+        )
+        assert record.epochs_reused == (40 if record.branched else 0)
+    assert {r.status for r in again.records()} == {"complete", "stopped"}
+    proposed = search.next()
+    assert proposed is not None
+    assert proposed.number == 12
+
+
 # --- tables
 
 
@@ -259,6 +313,24 @@ def test_the_orchestration_table() -> None:
     assert "| overhead | 0.250 | 0.417 |" in text
     assert "| the trial's work | 1.00 | 2.00 |" in text
     assert "overhead, median ≤ 0.3: 0.250, met" in text
+
+
+def test_the_scaling_table() -> None:
+    one = {"workers": 1, "processes": 1, "trials": 10, "seconds": 12.5, "inside": 10.0, "ending": 2.0}
+    four = {"workers": 4, "processes": 4, "trials": 40, "seconds": 20.0, "inside": 40.0, "ending": 3.0}
+    assert scaling.efficiency(one, four) == 0.625
+    text = scaling.render(result("scaling", {"runs": [one, four]}))
+    assert "| 1 | 10 | 12.5 | 2,880 | 80 % | 2.00 |" in text
+    assert "| 4 | 40 | 20.0 | 7,200 | 50 % | 3.00 |" in text
+    assert "4 × the rate of one ≥ 0.8: 0.625, missed" in text
+
+
+def test_the_history_table() -> None:
+    seconds = dict.fromkeys(history.TITLES, 2.0) | {"open": 30.0, "search": 20.0, "rungs": 11.0}
+    text = history.render(result("history", {"densities": 5, "trials": 2000, "seconds": seconds}))
+    assert "After 10,000 trials" in text
+    assert "| propose one more trial | 2.00 |" in text
+    assert "resume ≤ 60: 61.0, missed; propose ≤ 1: 2.00, missed; report ≤ 60: 4.00, met" in text
 
 
 def test_tables_go_between_the_markers_and_nowhere_else() -> None:

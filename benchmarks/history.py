@@ -1,0 +1,276 @@
+"""What a long sweep's past costs: resuming, proposing and reporting after 10,000 finished trials.
+
+Claim: a sweep's own bookkeeping stays in seconds at a size that takes weeks of training. Goals: to resume
+takes at most 60 s, one more proposal at most 1 s, the report at most 60 s, and MLflow's thread finds every
+run in order within 60 s.
+
+2,000 trials at each of 5 densities in the space of `sweeps/cifar.yaml` (TPE, multivariate, grouped): a
+quarter pre-trained a network, the others branched from one; each has the curve of 40 + 40 epochs, cut where
+ASHA would have stopped it. The records are made up and written through the ledger; all that is timed is the
+code that a sweep runs. One process, a local disk.
+
+How to read it: each line is one measurement; the proposals' is the median of several at every density, after
+which each is published and told as a sweep does it. `--trials N` for another number per density.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import random
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import common
+from prunetune import document, space
+from prunetune.config import is_active, most_epochs, sweep_from_document
+from prunetune.schema import Config
+from prunetune.store import Store
+from prunetune.tuning import reporting, results
+from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
+
+_SWEEP = Path(__file__).parents[1] / "sweeps" / "cifar.yaml"
+_RUNGS = (4, 12, 36)
+"""Post-pruning epochs after which ASHA keeps a third."""
+
+TITLES = {
+    "open": "open the ledger",
+    "search": "rebuild Optuna's studies and the networks to branch from",
+    "rungs": "fill the rungs of early stopping",
+    "propose": "propose one more trial",
+    "tell": "record a trial's end",
+    "keep": "remove what is not kept, after a trial",
+    "view": "draw the live view once",
+    "results": "write results.parquet and best/",
+    "report": "write report/",
+    "rebuild": "MLflow, in the background: write all runs anew",
+    "reconcile": "MLflow, in the background: find all runs in order",
+}
+
+_GOALS = {"resume": 60.0, "propose": 1.0, "report": 60.0, "reconcile": 60.0}
+
+
+# --- a past that never was
+
+
+def make(folder: Path, trials: int, proposals: int) -> tuple[Config, Problem, Ledger]:
+    """A sweep in a folder with so many trials per density behind it, so many before it; its empty ledger."""
+    overrides = [f"storage={folder}", f"search.trials_per_density={trials + proposals}"]
+    template, config = sweep_from_document(document.override(document.read(str(_SWEEP)), overrides))
+    problem = Problem.of(template, data_digest=lambda data: "made up")
+    return config, problem, Ledger(Store(config.storage).sub(config.name))
+
+
+def write_past(problem: Problem, ledger: Ledger, stages: Store, densities: list[float], trials: int) -> None:
+    """Finished trials at every density, in the ledger; the networks that they branch from, in `stages`."""
+    from prunetune.tuning.branching import determining
+
+    draw = random.Random(0)
+    networks: list[dict[str, Any]] = []
+    for _ in range(trials):
+        for density in densities:
+            params = drawn(problem, draw)
+            branched = bool(networks) and draw.random() > 0.25
+            if branched:
+                params = drawn(problem, draw, draw.choice(networks))
+            else:
+                networks.append(determining(params))
+            tree = space.at(problem.template, params, is_active)
+            record = ledger.propose(problem, density, params, tree, branched=branched)
+            if not branched:
+                stages.save("stages", record.keys["pre_pruning"], {}, {})
+            finish(record, accuracy(params, density) + draw.gauss(0, 0.02), draw)
+            ledger.publish(record)
+
+
+def drawn(problem: Problem, draw: random.Random, fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """A point of the space, with these values where they apply."""
+    params: dict[str, Any] = {}
+
+    def suggest(name: str, distribution: space.Distribution) -> Any:
+        if name in (fixed or {}):
+            params[name] = (fixed or {})[name]
+        else:
+            params[name] = _value(distribution, draw)
+        return params[name]
+
+    space.resolve(problem.template, suggest, is_active)
+    return params
+
+
+def _value(distribution: space.Distribution, draw: random.Random) -> Any:
+    match distribution:
+        case space.LogUniform(low, high):
+            return math.exp(draw.uniform(math.log(low), math.log(high)))
+        case space.Uniform(low, high):
+            return draw.uniform(low, high)
+        case space.Int(low, high):
+            return draw.randint(low, high)
+        case space.Choice(labels=labels):
+            return draw.choice(labels)
+
+
+def accuracy(params: Mapping[str, Any], density: float) -> float:
+    """Something to search for: a best learning rate at every density."""
+    rate = params["post_pruning.optimizer.lr"]
+    return 0.9 + 0.05 * math.log10(density) - 0.05 * abs(math.log10(rate) + 1 + 0.2 * math.log10(density))
+
+
+def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
+    """Give a record its curve, as far as early stopping would have let it come, and what follows from it."""
+    epochs = 40
+    last = next((rung for rung in _RUNGS if draw.random() > 1 / 3), epochs)
+    masked = record.tree["pre_pruning"]["mask"] is not None
+    for number in range(1, epochs + last + 1):
+        pre = number <= epochs
+        done = (number if pre else number - epochs) / epochs
+        mask = {"mask_density": 1 - 0.9 * done, "mask_open": 1 - 0.9 * done} if masked and pre else {}
+        record.curve.append(
+            {
+                "epoch": number,
+                "stage": "pre_pruning" if pre else "post_pruning",
+                **({} if pre else {"post_epoch": number - epochs}),
+                "reused": pre and record.branched,
+                "train_loss": 2.3 - 2 * done * draw.random(),
+                "val_loss": 2.3 - 2 * done * draw.random(),
+                "val_accuracy": value * (0.5 + 0.5 * done),
+                **mask,
+            }
+        )
+    record.status = "complete" if last == epochs else "stopped"
+    record.val_accuracy = record.curve[-1]["val_accuracy"]
+    record.epochs_reused = sum(entry["reused"] for entry in record.curve)
+    record.epochs_run = len(record.curve) - record.epochs_reused
+    record.seconds = 3.0 * record.epochs_run
+    if record.status == "complete":
+        record.test_accuracy, record.effective_density = value - 0.01, 0.98 * record.density
+        record.nonzero = int(record.density * 14_715_584)
+
+
+# --- the measurements
+
+
+def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
+    """Seconds of everything in `TITLES`, after so many trials at every density."""
+    importlib.import_module("prunetune.tuning.runner")  # before Ray, which it tells how to start
+    from prunetune.tuning.early_stopping import PerDensityAsha
+    from prunetune.tuning.search import SweepSearch
+
+    config, problem, empty = make(folder, trials, proposals)
+    store, stages = empty.store, Store(config.storage).sub("store")
+    write_past(problem, empty, stages, config.densities, trials)
+
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, task: Callable[[], Any]) -> Any:
+        begun = time.perf_counter()
+        value = task()
+        seconds[name] = round(time.perf_counter() - begun, 4)
+        return value
+
+    ledger = timed("open", lambda: Ledger(store))
+    search = timed(
+        "search", lambda: SweepSearch(config, problem, ledger, lambda key: stages.has("stages", key))
+    )
+    timed("rungs", lambda: PerDensityAsha(config, search.past, most_epochs(problem.template, "post_pruning")))
+    seconds |= _live(search, ledger, config, proposals)
+    records = [record for record in ledger.records() if record.finished]
+    timed("results", lambda: results.write(store, records, {}, config))
+    timed("report", lambda: reporting.write_report(store, config.name))
+    timed("rebuild", lambda: _track(config, records))
+    timed("reconcile", lambda: _track(config, records))
+    return {"densities": len(config.densities), "trials": trials, "seconds": seconds}
+
+
+def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[str, float]:
+    """Medians of what happens once per trial, and of drawing the live view."""
+    from rich.console import Console
+
+    from prunetune.tuning.progress import Progress
+    from prunetune.tuning.retention import References, Retention
+
+    console = Console(file=io.StringIO(), width=140)
+    view = Progress(console, search, config.densities, config.name)
+    storage = Store(config.storage)
+    keeper = Retention(
+        config.keep, ledger, ledger.records(), storage.sub("store"), References(storage, config.name)
+    )
+    found: dict[str, list[float]] = {"propose": [], "tell": [], "keep": [], "view": []}
+    draw = random.Random(1)
+    for _ in range(proposals * len(config.densities)):
+        begun = time.perf_counter()
+        record = search.next()
+        proposed = time.perf_counter()
+        finish(record, accuracy(record.params, record.density), draw)
+        told = time.perf_counter()
+        search.progressed(record)
+        search.tell(record)
+        recorded = time.perf_counter()
+        keeper.ended(record)
+        kept = time.perf_counter()
+        console.print(view._view())
+        found["propose"].append(proposed - begun)
+        found["tell"].append(recorded - told)
+        found["keep"].append(kept - recorded)
+        found["view"].append(time.perf_counter() - kept)
+    return {name: round(common.median(values), 4) for name, values in found.items()}
+
+
+def _track(config: Config, records: list[TrialRecord]) -> None:
+    """What a sweep that is run again has MLflow's thread do before anything new."""
+    from prunetune.tuning import tracking
+
+    tracker = tracking.Tracker(tracking.place(config), "made-up", config.name)
+    tracker.begin(config, records, set())
+    if tracker.close():
+        raise RuntimeError("MLflow could not be written")
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """A result as Markdown."""
+    body = document["results"]
+    seconds = body["seconds"]
+    total = body["densities"] * body["trials"]
+    rows = [[title, common.significant(seconds[name])] for name, title in TITLES.items()]
+    values = {
+        "resume": seconds["open"] + seconds["search"] + seconds["rungs"],
+        "propose": seconds["propose"],
+        "report": seconds["results"] + seconds["report"],
+        "reconcile": seconds["reconcile"],
+    }
+    goals = [common.judged(name, value, at_most=_GOALS[name]) for name, value in values.items()]
+    return "\n".join(
+        [
+            f"### After {total:,} trials",
+            "",
+            common.table([f"{body['densities']} densities × {body['trials']:,} trials", "seconds"], rows),
+            "",
+            f"Goals (seconds): {'; '.join(goals)}.",
+            "",
+            common.where(document),
+        ]
+    )
+
+
+def main() -> None:
+    """The command."""
+    parser = common.parser("history", __doc__)
+    parser.add_argument("--trials", type=int, default=2000, metavar="N", help="per density")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    machine = common.hardware()
+    trials, proposals = (10, 1) if arguments.quick else (arguments.trials, 5)
+    with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:
+        body = measure(trials, proposals, Path(folder))
+    document = common.result("history", "cpu", machine, body)
+    common.show(render(document), common.write(document, arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Trials per hour with more and more workers, whose trials only wait.
+
+Claim: search, ledger and tracking do not become what a sweep waits for, so 4 workers finish four times as
+many trials as one. Goal: at least 0.8 of that.
+
+Each trial sleeps through 10 + 10 epochs of 50 ms (a real one takes minutes: here the driver has a hundred
+times as much to do). All else is a real sweep: Ray Tune on a Ray that was started with so many CPUs, TPE over
+the digits' search space at two densities, the ledger, MLflow in SQLite. 40 trials per worker.
+
+How to read it: `busy` is the share of the workers' time, from the first trial's start to the last one's end,
+that trials were sleeping; the rest they waited after each report, which counts for little where epochs take
+longer. What starting Ray takes is left out, what starting the other workers takes is not. `ending` is the
+time from the last trial's end to the sweep's: its report, and what MLflow's thread was behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import tempfile
+import time
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import clocked, common
+from prunetune import data as datasets
+from prunetune import pipeline, sweep
+from prunetune.pipeline import PipelineResult
+from prunetune.schema import Config
+from prunetune.stages.stage import Report
+from prunetune.store import Store
+
+EPOCHS = 10
+SECONDS = 0.05
+"""An epoch's."""
+
+_GOAL = 0.8
+_SWEEP = Path(__file__).parents[1] / "sweeps" / "digits.yaml"
+
+
+def waiting(
+    config: Config, *, store: Store, device: str, owner: str
+) -> Generator[Report, None, PipelineResult]:
+    """A trial that only waits, and says that it went somehow."""
+    keys = pipeline.stage_keys(config, datasets.load(config.data, device).digest)
+    accuracy = 0.5 + 0.4 * int(keys.post_pruning[:8], 16) / 2**32
+    for number in range(2 * EPOCHS):
+        time.sleep(SECONDS)
+        stage, before = ("pre_pruning", 0) if number < EPOCHS else ("post_pruning", EPOCHS)
+        post = {"post_epoch": number - before + 1} if before else {}
+        yield {
+            "epoch": number + 1,
+            **post,
+            "stage": stage,
+            "key": getattr(keys, stage),
+            "stage_epoch": number - before + 1,
+            "last": number - before + 1 == EPOCHS,
+            "reused": False,
+            "checkpointed": False,
+            "train_loss": 1 / (number + 1),
+            "val_loss": 1 / (number + 1),
+            "val_accuracy": accuracy,
+        }
+    return PipelineResult(
+        status="complete",
+        density=config.density,
+        val_accuracy=accuracy,
+        test_accuracy=accuracy,
+        nonzero=1,
+        effective_density=config.density,
+        cut_layers=[],
+        epochs_run=2 * EPOCHS,
+        epochs_reused=0,
+        seconds=2 * EPOCHS * SECONDS,
+        keys=keys,
+        state={},
+        masks={},
+    )
+
+
+def run_sweep(workers: int, trials: int, folder: Path) -> dict[str, Any]:
+    """A sweep on a Ray with so many CPUs."""
+    importlib.import_module("prunetune.tuning.runner")  # before Ray, which it tells how to start
+    import ray
+
+    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    (folder / "times").mkdir()
+    arguments = [
+        str(_SWEEP),
+        f"storage={folder}",
+        "densities=[0.1, 0.03]",
+        f"pre_pruning.epochs={EPOCHS}",
+        f"post_pruning.epochs={EPOCHS}",
+        f"search.trials_per_density={trials // 2}",
+        "search.early_stopping=null",
+        "search.exploration=1.0",
+        "resources.trials_per_worker=1",
+    ]
+    try:
+        with open(folder / "output.txt", "w") as output, contextlib.redirect_stdout(output):
+            code = sweep.main(arguments, clocked.Clocked(waiting, str(folder / "times")))
+        returned = time.monotonic()
+    finally:
+        ray.shutdown()
+    times = clocked.read(folder / "times")
+    if code != 0 or len(times) != trials:
+        raise RuntimeError(f"the sweep ended with {code}: {(folder / 'output.txt').read_text()}")
+    return {
+        "workers": workers,
+        "processes": len({trial.process for trial in times}),
+        "trials": trials,
+        "seconds": max(trial.ended for trial in times) - min(trial.begun for trial in times),
+        "inside": sum(trial.inside for trial in times),
+        "ending": returned - max(trial.ended for trial in times),
+    }
+
+
+def busy(run: Mapping[str, Any]) -> float:
+    """The share of the workers' time that trials took."""
+    return float(run["inside"] / (run["workers"] * run["seconds"]))
+
+
+def efficiency(one: Mapping[str, Any], many: Mapping[str, Any]) -> float:
+    """The rate of trials of a run with many workers, over that many times the rate with one."""
+    rates = [run["trials"] / run["seconds"] / run["workers"] for run in (one, many)]
+    return float(rates[1] / rates[0])
+
+
+def render(document: Mapping[str, Any]) -> str:
+    """A result as Markdown."""
+    runs = document["results"]["runs"]
+    rows = [
+        [
+            str(run["workers"]),
+            str(run["trials"]),
+            common.significant(run["seconds"]),
+            f"{3600 * run['trials'] / run['seconds']:,.0f}",
+            f"{100 * busy(run):.0f} %",
+            common.significant(run["ending"]),
+        ]
+        for run in runs
+    ]
+    last = runs[-1]
+    what = f"rate of {last['workers']} workers / {last['workers']} × the rate of one"
+    goal = common.judged(what, efficiency(runs[0], last), at_least=_GOAL)
+    return "\n".join(
+        [
+            "### More workers",
+            "",
+            common.table(["workers", "trials", "seconds", "trials per hour", "busy", "ending, s"], rows),
+            "",
+            f"Goal: {goal}.",
+            "",
+            f"Trials that wait {2 * EPOCHS * SECONDS:g} s in {2 * EPOCHS} epochs. {common.where(document)}",
+        ]
+    )
+
+
+def main() -> None:
+    """The command."""
+    arguments = common.parser("scaling", __doc__).parse_args()
+    torch.set_num_threads(1)
+    machine = common.hardware()
+    runs = []
+    for workers in (1,) if arguments.quick else (1, 2, 4):
+        with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:
+            runs.append(run_sweep(workers, 4 if arguments.quick else 40 * workers, Path(folder)))
+    document = common.result("scaling", "cpu", machine, {"runs": runs})
+    common.show(render(document), common.write(document, arguments))
+
+
+if __name__ == "__main__":
+    main()
