@@ -127,6 +127,11 @@ class Dispatcher(DriverOnly):
         return math.ceil(min(trials, self._most or trials) / self._per_worker) + len(self._unfit)
 
     @property
+    def is_over(self) -> bool:
+        """Whether all trials have ended: no worker is needed, such as those that wait for a place."""
+        return not self.running and not len(self._search)
+
+    @property
     def running(self) -> int:
         """How many trials are on workers."""
         return sum(len(running) for running in self._by_worker.values())

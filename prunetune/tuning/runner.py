@@ -87,7 +87,8 @@ def run(
             Store(config.storage).sub("store"),
             listeners,
         )
-        # Tune's own files, of no value: workers write none, so that this machine's disk does for a cluster.
+        # Tune's own files, of no value. Workers write none, so this machine's disk does for a cluster: at its
+        # end Tune would have each save a checkpoint, and start it again where it does not see this folder.
         scratch = at_end.enter_context(
             tempfile.TemporaryDirectory(prefix="prunetune-", ignore_cleanup_errors=True)
         )
@@ -115,9 +116,10 @@ def run(
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=scratch,
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 callbacks=[recorder],
                 failure_config=tune.FailureConfig(max_failures=-1),  # the recorder counts
-                stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless),
+                stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless or dispatcher.is_over),
                 verbose=0,
             ),
         ).fit()

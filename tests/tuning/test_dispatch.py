@@ -293,6 +293,20 @@ def test_a_worker_waits_where_a_stage_it_needs_is_being_computed(tmp_path: Path)
     assert len(made.board.uids("b")) == 1
 
 
+def test_it_is_over_when_the_last_trial_has_ended(tmp_path: Path) -> None:
+    made = Sweep(tmp_path, "densities=[0.5]", per_worker=6)
+    assert not made.dispatcher.is_over
+    made.start("w")  # all six trials
+    for uid in made.board.uids("w"):
+        assert not made.dispatcher.is_over
+        made.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "no"})
+    made.report("w")
+    while uids := made.board.uids("w"):  # once more
+        assert not made.dispatcher.is_over
+        made.report("w", {"uid": uids[0], "reports": [], "status": "failed", "error": "no"})
+    assert made.dispatcher.is_over
+
+
 def test_a_cluster_is_asked_for_no_more_workers_than_there_is_work_for(tmp_path: Path) -> None:
     made = Sweep(tmp_path, per_worker=5)
     searcher = WorkerSearcher(made.search, made.dispatcher.useful_workers)
