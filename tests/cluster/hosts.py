@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -18,7 +19,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-NEEDED = ("ip", "unshare", "nsenter", "sshd", "ssh", "ssh-keygen", "rsync")
+NEEDED = ("ip", "unshare", "nsenter", "setpriv", "sshd", "ssh", "ssh-keygen", "rsync")
 
 _BOOT = """
 set -e
@@ -57,6 +58,17 @@ def unavailable() -> str | None:
     return None if ran.returncode == 0 else f"namespaces cannot be made here: {ran.stderr.strip()}"
 
 
+_PREFIX = "prunetune-test-"
+
+
+def _forget_the_dead() -> None:
+    """Delete the names of networks whose process was killed; the hosts have ended with it."""
+    names = subprocess.run(["ip", "netns", "list"], check=True, capture_output=True, text=True).stdout
+    for name in re.findall(rf"^{_PREFIX}\d+-\w+", names, re.MULTILINE):
+        if not Path("/proc", name.removeprefix(_PREFIX).partition("-")[0]).exists():
+            subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
+
+
 class Network:
     """A switch and the hosts on it, which see the folders in `shared`, and those in `fixed` read-only."""
 
@@ -67,8 +79,9 @@ class Network:
         self.shared = shared
         self.fixed = fixed
         self.environment = environment
-        self.prefix = f"pt{os.getpid()}"
+        self.prefix = f"{_PREFIX}{os.getpid()}"
         self.hosts: dict[str, Host] = {}
+        _forget_the_dead()
         self._ip("netns", "add", self._switch)
         self._ip("-n", self._switch, "link", "add", "br0", "type", "bridge")
         self._ip("-n", self._switch, "link", "set", "br0", "up")
@@ -139,7 +152,20 @@ class Host:
         new = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc", "--mount-proc"]
         with (self.folder / "console.log").open("w") as log:
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.space, *new, "bash", "-c", boot],
+                # With this process the host ends, too, however it ends.
+                [
+                    "setpriv",
+                    "--pdeathsig",
+                    "KILL",
+                    "ip",
+                    "netns",
+                    "exec",
+                    self.space,
+                    *new,
+                    "bash",
+                    "-c",
+                    boot,
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -322,10 +322,10 @@ def test_down_stops_ray_on_all_hosts(cluster: Cluster) -> None:
 
 
 def check_results(cluster: Cluster, sweep: str, trials: int) -> None:
-    """Every trial is complete, in the storage and, once, on the MLflow server of the head."""
+    """Every trial has a result, in the storage and, once, on the MLflow server of the head."""
     records = cluster.records(sweep)
     assert len(records) == 2 * trials
-    assert {record["status"] for record in records} == {"complete"}
+    assert {record["status"] for record in records} <= {"complete", "collapsed"}
     script = f"""
 import json
 from mlflow import MlflowClient
