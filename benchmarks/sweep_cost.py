@@ -35,6 +35,8 @@ import pandas as pd
 import torch
 
 from benchmarks import common
+from prunetune import document
+from prunetune.config import most_epochs, sweep_from_document
 
 CONFIG = Path(__file__).parent / "sweep_cost.yaml"
 _GOAL = 6.0
@@ -94,9 +96,19 @@ def _of_sweep(folder: Path) -> dict[str, Any]:
     }
 
 
-def render(document: Mapping[str, Any]) -> str:
+def setting(overrides: list[str]) -> str:
+    """What was searched, in a sentence."""
+    template, config = sweep_from_document(document.override(document.read(CONFIG), overrides))
+    epochs = " + ".join(str(most_epochs(template, stage)) for stage in ("pre_pruning", "post_pruning"))
+    return (
+        f"{config.data.name}, {config.model.name}, {len(config.densities)} densities × "
+        f"{config.search.trials_per_density} trials, {epochs} epochs, {config.search.sampler}, one seed."
+    )
+
+
+def render(found: Mapping[str, Any]) -> str:
     """A result as Markdown."""
-    ways = document["results"]["ways"]
+    ways = found["results"]["ways"]
     plain = ways["plain"]
     densities = list(plain["best"])
     rows = []
@@ -127,7 +139,7 @@ def render(document: Mapping[str, Any]) -> str:
             "Accuracy in percent of the best network at each density: validation, in brackets test. Goal: "
             f"{common.judged('times cheaper than plain Ray Tune', best, at_least=_GOAL)}.",
             "",
-            f"{document['results']['setting']} {common.where(document)}",
+            f"{found['results']['setting']} {common.where(found)}",
         ]
     )
 
@@ -147,11 +159,10 @@ def main() -> None:
         for name in chosen:
             ways[name] = run_way(name, overrides, Path(folder))
             print(f"{name}: {ways[name]['seconds']:.0f} s, {ways[name]['epochs_run']} epochs", flush=True)
-    setting = "MNIST, MLP, five densities × 32 trials, 6 + 6 epochs, TPE, one seed."
-    body = {"setting": setting, "overrides": arguments.overrides, "ways": ways}
+    body = {"setting": setting(overrides), "overrides": arguments.overrides, "ways": ways}
     device = "gpu" if torch.cuda.is_available() else "cpu"
-    document = common.result("sweep_cost", device, machine, body)
-    common.show(render(document), common.write(document, arguments))
+    found = common.result("sweep_cost", device, machine, body)
+    common.show(render(found), common.write(found, arguments))
 
 
 if __name__ == "__main__":
