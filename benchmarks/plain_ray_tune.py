@@ -21,7 +21,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
 import optuna
 import ray
-import torch
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
@@ -29,13 +28,14 @@ from prunetune import document, space
 from prunetune.config import is_active, sweep_from_document, validate
 from prunetune.document import Document
 from prunetune.pipeline import run_pipeline
+from prunetune.precision import prepare_process
 from prunetune.store import Store
 from prunetune.tuning.density_search import suggest_value
 
 
 def trial(params: dict[str, Any], template: dict[str, Any], density: float, threads: int) -> None:
     """One trial, as a user would write it: train, prune, train, report every epoch."""
-    torch.set_num_threads(threads)
+    prepare_process(threads)
     tree = space.at(template, params, is_active)
     config = validate({**tree, "densities": [density]}, Document("trial", {}))
     with tempfile.TemporaryDirectory() as folder:

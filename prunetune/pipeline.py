@@ -28,7 +28,7 @@ from prunetune.stages.stage import Context, Report, Step
 from prunetune.store import Store
 from prunetune.training import EpochWork, seed_of
 
-FORMAT = 4
+FORMAT = 5
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
 
 

@@ -15,7 +15,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from prunetune import commands, deploy, document
@@ -26,6 +25,7 @@ from prunetune.data.batches import batch_length
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
+from prunetune.precision import prepare_process
 from prunetune.schema import Config
 from prunetune.store import Store
 
@@ -54,6 +54,7 @@ def main(arguments: list[str]) -> int:
     config = commands.absolute(from_document(source))
     if given.workers < 1:
         raise UserError(f"command line: --workers {given.workers}: must be at least 1")
+    prepare_process(max(1, int(config.resources.cpus)))  # as many threads as a trial had
     data = commands.located(source, lambda: datasets.load(config.data))
     if given.workers > (images := batch_length(data, config.data.batch_size)):
         rule = f"a batch has {images} images; --workers {given.workers} are too many for it"
@@ -121,9 +122,6 @@ def _source(given: argparse.Namespace) -> Document:
 
 
 def _run(config: Config, console: Console, workers: int) -> PipelineResult:
-    # As many threads as a trial had: another number may add up floats in another order.
-    torch.set_num_threads(max(1, int(config.resources.cpus)))
-
     def report(**metrics: Any) -> None:
         mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
         console.print(

@@ -74,6 +74,22 @@ def test_the_backends_are_left_alone_on_a_cpu_and_restored_after_a_gpu() -> None
     assert flags() == before
 
 
+def test_on_a_cpu_denormal_floats_are_zero_within_and_only_there() -> None:
+    def is_flushed() -> bool:
+        return not torch.full((), 1e-39).mul(0.5)
+
+    torch.set_flush_denormal(False)
+    with AUTO.backends(CPU):
+        assert is_flushed()
+        with AUTO.backends(CPU):
+            assert is_flushed()
+        assert is_flushed()
+    assert not is_flushed()
+    with pytest.raises(KeyError), AUTO.backends(CPU):
+        raise KeyError
+    assert not is_flushed()
+
+
 def test_a_bf16_run_learns_and_its_stages_are_not_those_of_fp32(tiny: dict[str, Any], tmp_path: Any) -> None:
     store = Store(str(tmp_path))
     tiny["seed"], tiny["post_pruning"] = 1, {"epochs": 12, "optimizer": {"name": "adam", "lr": 1e-2}}

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable
 from typing import Any, final
 
-import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunetune import pipeline
 from prunetune.errors import UserError, WorkError
 from prunetune.parallel import Replicas
 from prunetune.pipeline import PipelineResult
+from prunetune.precision import prepare_process
 from prunetune.schema import Config
 from prunetune.stages.stage import Report
 from prunetune.store import Store
@@ -101,7 +101,7 @@ def _trainer(
 def _work(task: dict[str, Any]) -> None:
     """What each worker runs; the first one tells of every epoch."""
     config: Config = task["config"]
-    torch.set_num_threads(max(1, int(config.resources.cpus)))
+    prepare_process(max(1, int(config.resources.cpus)))
     replicas = Replicas.joined()
     reports = pipeline.run(
         config,

@@ -22,6 +22,7 @@ from prunetune import pipeline, vectorized
 from prunetune.data import Dataset
 from prunetune.errors import WorkError
 from prunetune.pipeline import PipelineResult, Steps
+from prunetune.precision import prepare_process
 from prunetune.schema import Config
 from prunetune.stages.stage import Report, Step
 from prunetune.store import Store
@@ -60,7 +61,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         `shipped` refers to `Dataset.arrays()` in Ray's object store, which fetches them once per node;
         without it the data are read from files. `expectation` is what a node must have (`node_check`).
         """
-        torch.set_num_threads(threads)
+        prepare_process(threads)
         self._name = config["worker"]
         self._sweep = sweep
         self._roster = roster
