@@ -159,7 +159,7 @@ def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
 def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
     """Seconds of everything in `TITLES`, after so many trials at every density."""
     importlib.import_module("prunetune.tuning.runner")  # before Ray, which it tells how to start
-    from prunetune.tuning.early_stopping import PerDensityAsha
+    from prunetune.tuning.early_stopping import EarlyStopping
     from prunetune.tuning.search import SweepSearch
 
     config, problem, empty = make(folder, trials, proposals)
@@ -178,7 +178,7 @@ def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
     search = timed(
         "search", lambda: SweepSearch(config, problem, ledger, lambda key: stages.has("stages", key))
     )
-    timed("rungs", lambda: PerDensityAsha(config, search.past, most_epochs(problem.template, "post_pruning")))
+    timed("rungs", lambda: EarlyStopping(config, search.past, most_epochs(problem.template, "post_pruning")))
     seconds |= _live(search, ledger, config, proposals)
     records = [record for record in ledger.records() if record.finished]
     timed("results", lambda: results.write(store, records, {}, config))

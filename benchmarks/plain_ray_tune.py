@@ -1,7 +1,8 @@
 """The same search as plain Ray Tune does it: what `sweep_cost` compares with.
 
 Per density one experiment, with Ray's OptunaSearch (TPE), FIFO, a process per trial, and every stage computed
-in every trial. The training code is the project's own, so what differs is the sweep.
+in every trial. The training code is the project's own, so what differs is the sweep, and that stages which
+have collapsed run to their end.
 
     python -m benchmarks.plain_ray_tune CONFIG RESULT.json [dotted.key=value …]
 """
@@ -16,6 +17,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 
@@ -29,6 +31,7 @@ from prunetune.config import is_active, sweep_from_document, validate
 from prunetune.document import Document
 from prunetune.pipeline import run_pipeline
 from prunetune.precision import prepare_process
+from prunetune.stages import pre_pruning
 from prunetune.store import Store
 from prunetune.tuning.density_search import suggest_value
 
@@ -38,7 +41,9 @@ def trial(params: dict[str, Any], template: dict[str, Any], density: float, thre
     prepare_process(threads)
     tree = space.at(template, params, is_active)
     config = validate({**tree, "densities": [density]}, Document("trial", {}))
-    with tempfile.TemporaryDirectory() as folder:
+    # Nothing ends a stage that has collapsed; what comes after it is skipped all the same.
+    to_the_end = mock.patch.object(pre_pruning, "is_hopeless", return_value=False)
+    with tempfile.TemporaryDirectory() as folder, to_the_end:
         result = run_pipeline(
             config,
             store=Store(folder),

@@ -272,11 +272,16 @@ class PostPruningConfig(Section):
 
 
 class EarlyStoppingConfig(Section):
-    """Asynchronous successive halving over post-pruning epochs, within one density."""
+    """Asynchronous successive halving over post-pruning epochs, within one density; and what is too late.
+
+    With `catch_up` a trial also ends when it would not come to the density's best even with a gain that
+    only 1 - `catch_up` of the complete trials had from the same epoch on.
+    """
 
     name: Literal["asha"] = "asha"
     grace_epochs: int = Field(2, ge=1, description="no trial is stopped before this many")
     reduction_factor: float = Field(3.0, gt=1, description="1 in this many goes on at each rung")
+    catch_up: float | None = Field(0.9, gt=0, le=1, description="quantile of the gains; null: all may go on")
 
 
 class SearchConfig(Section):

@@ -1,57 +1,116 @@
-"""Asynchronous successive halving within each density, on post-pruning validation accuracy only."""
+"""Which trials end early: what compares badly or cannot catch up, within a density, after pruning.
+
+One rule for all densities would rank a trial at density 0.001 against one at 0.1, and a pre-pruning accuracy
+against one after pruning.
+"""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any, final
 
+import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from prunetune.schema import Config, EarlyStoppingConfig
 from prunetune.tuning.ledger import TrialRecord
 
+Accuracies = list[float]
+"""Validation accuracy by post-pruning epoch, from 1."""
+
+_COMPLETE = 4
+"""So many trials must be complete before others are held against what they gained."""
+
 
 @final
-class PerDensityAsha:
-    """One of Ray's ASHA schedulers per density, fed with post-pruning results alone.
-
-    A single ASHA would rank a trial at density 0.001 against one at 0.1, and a pre-pruning accuracy
-    against one after pruning.
-    """
+class EarlyStopping:
+    """One of Ray's ASHA schedulers and one record of complete trials per density."""
 
     def __init__(self, config: Config, past: list[TrialRecord], longest: int) -> None:
-        """`past` are trials whose curves fill the rungs; `longest` is the most post-pruning epochs."""
-        self._by_density = {
-            density: _asha(config.search.early_stopping, longest) for density in config.densities
-        }
-        self._trials: dict[str, SimpleNamespace] = {}
+        """`past` are trials that ended before; `longest` is the most post-pruning epochs."""
+        settings = config.search.early_stopping
+        self._rules = (
+            {density: _Rules(settings, longest) for density in config.densities}
+            if settings is not None and longest > settings.grace_epochs
+            else {}
+        )
         for record in past:
-            for report in record.curve:
-                self.stops(record, report)
+            if record.density in self._rules:
+                self._rules[record.density].take_past(record)
 
     def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
         """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
-        asha = self._by_density[record.density]
-        if asha is None or "post_epoch" not in report:
+        if "post_epoch" not in report or record.density not in self._rules:
             return False
-        trial = self._trials.get(record.uid)
+        is_stopped = self._rules[record.density].stops(record.uid, report)
+        # After the very last epoch there is nothing left to save.
+        return is_stopped and not report.get("last")
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has a result."""
+        if record.density in self._rules:
+            self._rules[record.density].ended(record)
+
+
+class _Rules:
+    """What is known at one density."""
+
+    def __init__(self, settings: EarlyStoppingConfig, longest: int) -> None:
+        self._settings = settings
+        self._asha = AsyncHyperBandScheduler(
+            time_attr="post_epoch",
+            metric="val_accuracy",
+            mode="max",
+            max_t=longest,
+            grace_period=settings.grace_epochs,
+            reduction_factor=settings.reduction_factor,
+            stop_last_trials=False,
+        )
+        self._trials: dict[str, SimpleNamespace] = {}
+        self._complete: list[Accuracies] = []
+
+    def stops(self, uid: str, report: dict[str, Any]) -> bool:
+        # Both are asked: ASHA's rungs want every trial that came to them.
+        is_behind = self._fills_rung(uid, report)
+        epoch, share = report["post_epoch"], self._settings.catch_up
+        if is_behind or share is None or epoch < self._settings.grace_epochs:
+            return is_behind
+        return not can_catch_up(report["val_accuracy"], epoch, self._complete, share)
+
+    def ended(self, record: TrialRecord) -> None:
+        # One that collapsed gained nothing: by its like, slow starters would have no hope.
+        if record.status == "complete":
+            post = [report["val_accuracy"] for report in record.curve if "post_epoch" in report]
+            if post:
+                self._complete.append(post)
+
+    def take_past(self, record: TrialRecord) -> None:
+        for report in record.curve:
+            if "post_epoch" in report:
+                self._fills_rung(record.uid, report)
+        self.ended(record)
+
+    def _fills_rung(self, uid: str, report: dict[str, Any]) -> bool:
+        trial = self._trials.get(uid)
         if trial is None:
-            trial = self._trials[record.uid] = SimpleNamespace(trial_id=record.uid)
-            asha.on_trial_add(None, trial)
-        decision = asha.on_trial_result(None, trial, report)
-        # A rung at the very end compares, but there is nothing left to save.
-        return bool(decision == TrialScheduler.STOP) and not report.get("last")
+            trial = self._trials[uid] = SimpleNamespace(trial_id=uid)
+            self._asha.on_trial_add(None, trial)
+        return bool(self._asha.on_trial_result(None, trial, report) == TrialScheduler.STOP)
 
 
-def _asha(config: EarlyStoppingConfig | None, longest: int) -> AsyncHyperBandScheduler | None:
-    if config is None or longest <= config.grace_epochs:
-        return None
-    return AsyncHyperBandScheduler(
-        time_attr="post_epoch",
-        metric="val_accuracy",
-        mode="max",
-        max_t=longest,
-        grace_period=config.grace_epochs,
-        reduction_factor=config.reduction_factor,
-        stop_last_trials=False,
-    )
+def can_catch_up(accuracy: float, epoch: int, complete: list[Accuracies], share: float) -> bool:
+    """Whether a trial with this accuracy after this post-pruning epoch may still come to the best one.
+
+    It is granted what the `share`-quantile of the complete trials gained from that epoch to their end. With
+    less than four that were as long, nothing is said against it.
+
+    >>> complete = [[0.5, 0.9], [0.6, 0.9], [0.7, 0.95], [0.8, 0.9]]    # gains 0.4, 0.3, 0.25, 0.1
+    >>> can_catch_up(0.56, 1, complete, 1.0), can_catch_up(0.54, 1, complete, 1.0)
+    (True, False)
+    """
+    comparable = [curve for curve in complete if len(curve) >= epoch]
+    if len(comparable) < _COMPLETE:
+        return True
+    gains = [curve[-1] - curve[epoch - 1] for curve in comparable]
+    best = max(curve[-1] for curve in comparable)
+    return bool(accuracy + np.quantile(gains, share) >= best)

@@ -13,7 +13,7 @@ from ray.tune import Callback
 from prunetune.errors import WorkError
 from prunetune.store import Store
 from prunetune.tuning.driver_only import DriverOnly
-from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.roster import Dispatcher
 from prunetune.tuning.search import SweepSearch
@@ -62,7 +62,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self,
         search: SweepSearch,
         dispatcher: Dispatcher,
-        early_stopping: PerDensityAsha,
+        early_stopping: EarlyStopping,
         store: Store,
         listeners: list[Listener],
     ) -> None:
@@ -201,6 +201,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         else:
             self._results += 1
         self._search.tell(record)
+        self._early_stopping.ended(record)
         for listener in self._listeners:
             listener.ended(record)
 

@@ -33,7 +33,7 @@ from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning import connection, node_check, preflight
 from prunetune.tuning.driver_only import DriverOnly
-from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import Problem
 from prunetune.tuning.packing import trials_per_worker
 from prunetune.tuning.recorder import Listener, Recorder
@@ -83,7 +83,7 @@ def run(
         recorder = Recorder(
             search,
             dispatcher,
-            PerDensityAsha(config, search.past, longest),
+            EarlyStopping(config, search.past, longest),
             Store(config.storage).sub("store"),
             listeners,
         )

@@ -11,7 +11,7 @@ from tuning.conftest import make_sweep
 
 from prunetune.errors import WorkError
 from prunetune.store import Store
-from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import Ledger, TrialRecord
 from prunetune.tuning.packing import step_flops, trials_per_worker
 from prunetune.tuning.recorder import Recorder
@@ -59,7 +59,7 @@ class Sweep:
         self.recorder = Recorder(
             self.search,
             self.dispatcher,
-            PerDensityAsha(self.config, [], 9),
+            EarlyStopping(self.config, [], 9),
             Store(str(folder)).sub("store"),
             [self.listener],
         )

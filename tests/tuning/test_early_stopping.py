@@ -3,9 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tuning.conftest import finish, make_sweep
 
-from prunetune.tuning.early_stopping import PerDensityAsha
+from prunetune.tuning.early_stopping import EarlyStopping, can_catch_up
 from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.search import SweepSearch
 
@@ -14,11 +15,12 @@ def trial(name: str, density: float) -> TrialRecord:
     return TrialRecord(name, density, 0, "", {}, {})
 
 
-def make(tmp_path: Path, *overrides: str, past: list | None = None) -> PerDensityAsha:
-    config, _, _ = make_sweep(
-        tmp_path, "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 2}", *overrides
-    )
-    return PerDensityAsha(config, past or [], 9)
+ASHA = "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 2, catch_up: null}"
+
+
+def make(tmp_path: Path, *overrides: str, past: list | None = None) -> EarlyStopping:
+    config, _, _ = make_sweep(tmp_path, ASHA, *overrides)
+    return EarlyStopping(config, past or [], 9)
 
 
 def result(epoch: int, value: float) -> dict[str, Any]:
@@ -74,3 +76,56 @@ def test_no_early_stopping_lets_everything_run(tmp_path: Path) -> None:
     for value in (0.9, 0.1):
         t = trial(str(value), 0.1)
         assert not asha.stops(t, result(1, value))
+
+
+# ASHA alone would let all pass but those below the lowest thousandth.
+CATCH_UP = "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 1000, catch_up: 1.0}"
+
+
+def test_a_trial_is_granted_what_others_gained() -> None:
+    complete = [[0.5, 0.7, 0.9], [0.6, 0.7, 0.9], [0.7, 0.8, 0.95], [0.8, 0.85, 0.9]]
+    # The gains after epoch 1 are 0.4, 0.3, 0.25 and 0.1, of which the 2/3-quantile is the second largest.
+    assert can_catch_up(0.551, 1, complete, 1.0)
+    assert not can_catch_up(0.549, 1, complete, 1.0)
+    assert can_catch_up(0.651, 1, complete, 2 / 3)
+    assert not can_catch_up(0.649, 1, complete, 2 / 3)
+    # After epoch 2: 0.2, 0.2, 0.15, 0.05.
+    assert can_catch_up(0.751, 2, complete, 1.0)
+    assert not can_catch_up(0.749, 2, complete, 1.0)
+
+
+def test_with_few_that_were_as_long_nothing_is_said_against_a_trial() -> None:
+    assert can_catch_up(0.0, 1, [[0.5, 0.9]] * 3, 1.0)
+    assert can_catch_up(0.0, 2, [[0.5, 0.9]] * 3 + [[0.9]], 1.0)
+    assert not can_catch_up(0.0, 2, [[0.5, 0.9]] * 4, 1.0)
+
+
+def test_the_best_so_far_may_always_go_on() -> None:
+    assert can_catch_up(0.9, 1, [[0.9, 0.8]] * 2 + [[0.7, 0.9]] * 2, 1.0)
+    assert can_catch_up(0.9, 2, [[0.9, 0.8]] * 2 + [[0.7, 0.9]] * 2, 1.0)
+
+
+@pytest.mark.parametrize("is_past", [True, False])
+def test_only_complete_trials_of_the_density_are_held_against_one(tmp_path: Path, is_past: bool) -> None:
+    config, problem, ledger = make_sweep(tmp_path, CATCH_UP)
+    search = SweepSearch(config, problem, ledger)
+    # Four complete ones at each density, which gained 0.6 after epoch 1, and one that collapsed.
+    records = [finish(search.next(), 0.9) for _ in range(8)]
+    records += [finish(search.next(), 0.1, status="collapsed") for _ in range(2)]
+    stopping = EarlyStopping(config, records if is_past else [], 9)
+    if not is_past:
+        for record in records:
+            stopping.ended(record)
+    low, fair = trial("low", 0.1), trial("fair", 0.1)
+    assert not stopping.stops(fair, result(1, 0.31))
+    assert stopping.stops(low, result(1, 0.29))
+    assert not stopping.stops(trial("last", 0.1), result(1, 0.29) | {"last": True})
+
+
+def test_grace_is_for_both_rules(tmp_path: Path) -> None:
+    config, problem, ledger = make_sweep(tmp_path, CATCH_UP.replace("grace_epochs: 1", "grace_epochs: 2"))
+    search = SweepSearch(config, problem, ledger)
+    stopping = EarlyStopping(config, [finish(search.next(), 0.9) for _ in range(8)], 9)
+    t = trial("new", 0.1)
+    assert not stopping.stops(t, result(1, 0.0))
+    assert stopping.stops(t, result(2, 0.0))
