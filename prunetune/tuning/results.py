@@ -23,6 +23,7 @@ RESULT_COLUMNS = (
     "nonzero",
     "effective_density",
     "status",
+    "branched",
     "epochs_run",
     "epochs_reused",
     "seconds",

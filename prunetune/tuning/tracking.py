@@ -247,6 +247,7 @@ class Tracker:
                     "sparsity": f"{1 - record.density:g}",
                     "trial": str(record.number),
                     "config_hash": record.config_hash,
+                    "branched": str(record.branched).lower(),
                 },
             ).info.run_id
         run_id = self.run_ids[record.uid]

@@ -57,12 +57,20 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
     run = next(run for run in children if run.info.run_id == tracker.run_ids[first.uid])
     assert run.info.status == "FINISHED"
     tags = run.data.tags
-    assert (tags["density"], tags["stage"], tags["status"], tags["trial"], tags["config_hash"]) == (
+    assert (
+        tags["density"],
+        tags["stage"],
+        tags["status"],
+        tags["trial"],
+        tags["config_hash"],
+        tags["branched"],
+    ) == (
         "0.1",
         "post_pruning",
         "complete",
         "0",
         first.config_hash,
+        "false",
     )
     assert run.data.params["pre_pruning.optimizer.lr"] == str(first.params["pre_pruning.optimizer.lr"])
     history = MlflowClient(place.uri).get_metric_history(run.info.run_id, "val_accuracy")
