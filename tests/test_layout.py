@@ -165,3 +165,11 @@ def test_run_pipeline_loads_neither_ray_nor_optuna_nor_mlflow(tmp_path: Path) ->
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "loaded: []\n"
+
+
+def test_the_actor_between_driver_and_workers_does_not_wait_for_pytorch() -> None:
+    program = "import sys; import prunetune.tuning.roster; print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120
+    )
+    assert done.stdout == "False\n", done.stderr

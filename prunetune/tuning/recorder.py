@@ -12,10 +12,10 @@ from ray.tune import Callback
 
 from prunetune.errors import WorkError
 from prunetune.store import Store
+from prunetune.tuning.dispatcher import Dispatcher
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import TrialRecord
-from prunetune.tuning.roster import Dispatcher
 from prunetune.tuning.search import SweepSearch
 
 logger = logging.getLogger(__name__)

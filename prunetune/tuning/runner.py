@@ -32,12 +32,13 @@ from prunetune.document import Document
 from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning import connection, node_check, preflight
+from prunetune.tuning.dispatcher import Dispatcher
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import Problem
 from prunetune.tuning.packing import trials_per_worker
 from prunetune.tuning.recorder import Listener, Recorder
-from prunetune.tuning.roster import Dispatcher, Roster
+from prunetune.tuning.roster import Roster
 from prunetune.tuning.search import SweepSearch, WorkerSearcher
 from prunetune.tuning.trainable import Worker
 

@@ -11,11 +11,12 @@ from tuning.conftest import make_sweep
 
 from prunetune.errors import WorkError
 from prunetune.store import Store
+from prunetune.tuning.dispatcher import Dispatcher
 from prunetune.tuning.early_stopping import EarlyStopping
 from prunetune.tuning.ledger import Ledger, TrialRecord
 from prunetune.tuning.packing import step_flops, trials_per_worker
 from prunetune.tuning.recorder import Recorder
-from prunetune.tuning.roster import Assignment, Dispatcher
+from prunetune.tuning.roster import Assignment
 from prunetune.tuning.search import SweepSearch, WorkerSearcher
 
 
