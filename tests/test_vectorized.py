@@ -48,10 +48,13 @@ def mask(**values: Any) -> Tree:
     return {"lambda1": 1e-4, "lambda2": 1e-3, "initial": 0.7, **values}
 
 
-def together(configs: list[Config], folder: Path) -> list[tuple[list[Report], PipelineResult]]:
+def together(
+    configs: list[Config], folder: Path, device: str = "cpu"
+) -> list[tuple[list[Report], PipelineResult]]:
     """Drive the pipelines side by side: whenever each wants an epoch, compute these epochs together."""
     trials = [
-        pipeline.steps(config, store=Store(str(folder / f"together-{i}"))) for i, config in enumerate(configs)
+        pipeline.steps(config, store=Store(str(folder / f"together-{i}")), device=device)
+        for i, config in enumerate(configs)
     ]
     reports: list[list[Report]] = [[] for _ in configs]
     results: dict[int, PipelineResult] = {}
@@ -72,11 +75,13 @@ def together(configs: list[Config], folder: Path) -> list[tuple[list[Report], Pi
     return [(reports[i], results[i]) for i in range(len(configs))]
 
 
-def alone(configs: list[Config], folder: Path) -> list[tuple[list[Report], PipelineResult]]:
+def alone(
+    configs: list[Config], folder: Path, device: str = "cpu"
+) -> list[tuple[list[Report], PipelineResult]]:
     found = []
     for i, config in enumerate(configs):
         reports: list[Report] = []
-        trial = pipeline.run(config, store=Store(str(folder / f"alone-{i}")))
+        trial = pipeline.run(config, store=Store(str(folder / f"alone-{i}")), device=device)
         while True:
             try:
                 reports.append(next(trial))
@@ -184,11 +189,25 @@ def assert_close(one: Tensor, other: Tensor, name: str, times: float = 1.0) -> N
     torch.testing.assert_close(one, other, rtol=2e-3 * times, atol=2e-4 * times, msg=lambda m: f"{name}: {m}")
 
 
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")],
+    ),
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
-def test_trials_give_together_what_they_give_alone(name: str, tmp_path: Path, programs: list[int]) -> None:
+def test_trials_give_together_what_they_give_alone(
+    name: str, device: str, tmp_path: Path, programs: list[int]
+) -> None:
     configs, coarse = CASES[name], 10.0 if name == "bf16" else 1.0  # of 8 bits
+    if device == "cuda" and name != "bf16":  # there `auto` is bf16
+        configs = [config.model_copy(update={"precision": "fp32"}) for config in configs]
     for (reports, result), (expected_reports, expected) in zip(
-        together(configs, tmp_path), alone(configs, tmp_path), strict=True
+        together(configs, tmp_path, device), alone(configs, tmp_path, device), strict=True
     ):
         assert result.status == expected.status
         assert [r["epoch"] for r in reports] == [r["epoch"] for r in expected_reports]
