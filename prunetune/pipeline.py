@@ -330,4 +330,5 @@ def _context(
         checkpoint_interval=checkpoint_interval,
         precision=Precision(config.precision),
         replicas=replicas,
+        architecture=repr(canonical(config.model)),
     )

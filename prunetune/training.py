@@ -94,7 +94,8 @@ class Smoothing:
 class Learner:
     """Everything that one stage trains: model, optimizers, constraint, and the schedules.
 
-    `tensors` are what an epoch checkpoint must hold beside the optimizers' state.
+    `tensors` are what an epoch checkpoint must hold beside the optimizers' state. `architecture` says what
+    the model was built from: networks of another may have the same modules and shapes.
     """
 
     model: nn.Module
@@ -105,6 +106,7 @@ class Learner:
     smoothing: Callable[[int], Smoothing] = lambda epoch: Smoothing()
     precision: Precision = AUTO
     replicas: Replicas = ALONE
+    architecture: str = ""
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:

@@ -298,6 +298,13 @@ def test_what_is_no_part_of_one_program(change: Tree, tmp_path: Path) -> None:
     assert vectorized.signature(one) != vectorized.signature(other)
 
 
+def test_networks_of_equal_modules_and_shapes_may_compute_otherwise(tmp_path: Path) -> None:
+    vit = {"name": "vit_tiny", "patch": 4, "dim": 12, "depth": 1}
+    two, four = works([changed(model={**vit, "heads": heads}) for heads in (2, 4)], tmp_path)
+    assert repr(two.learner.model) == repr(four.learner.model)
+    assert vectorized.signature(two) != vectorized.signature(four)
+
+
 def test_a_model_with_dropout_runs_alone(tmp_path: Path) -> None:
     (work,) = works([changed()], tmp_path)
     work.learner.model.add_module("dropout", nn.Dropout(0.5))

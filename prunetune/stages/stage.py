@@ -43,6 +43,7 @@ class Context:
     checkpoint_interval: float
     precision: Precision = AUTO
     replicas: Replicas = ALONE
+    architecture: str = ""  # what `build` builds
 
 
 def train_stage(
@@ -70,6 +71,7 @@ def train_stage(
     with context.precision.backends(context.data.device):
         learner = make_learner()
     learner.precision, learner.replicas = context.precision, context.replicas
+    learner.architecture = context.architecture
     context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)

@@ -55,6 +55,7 @@ def signature(work: EpochWork) -> Hashable | None:
         id(work.data),
         work.batch_size,
         repr(work.augmentation),
+        learner.architecture,
         repr(learner.model),
         tuple((name, tensor.shape) for name, tensor in learner.model.state_dict().items()),
         type(constraint),
