@@ -69,7 +69,8 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     data = commands.located(source, lambda: datasets.load(config.data))
     variants = _variants(template, source)
     for variant in variants:
-        commands.check_model(variant, source, data.shape, data.classes)
+        there = commands.located(source, functools.partial(datasets.load, variant.data))
+        commands.check_model(variant, source, there.shape, there.classes)
     sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
     code = digest(pipeline.FORMAT, data.digest, sources)
     problem = Problem.of(template, code, _data_digest)
@@ -102,6 +103,7 @@ def _sweep(
     search = SweepSearch(config, problem, ledger, lambda key: stages.has("stages", key))
     trials = len(search)
     place = tracking.place(config)
+    tracking.check(place)
     tracker = tracking.Tracker(place, header["sweep_id"], config.name)
     interrupted, status = False, "failed"
     records = ledger.fitting(problem)
@@ -110,7 +112,7 @@ def _sweep(
         config.keep, ledger, records, storage.sub("store"), retention.References(storage, config.name)
     )
     try:
-        tracker.begin(config, records, search.to_reissue)
+        tracker.begin(source.tree, records, search.to_reissue)
         if trials:
             finished = sum(r.finished for r in records)
             console.print(
@@ -245,12 +247,14 @@ def _data_digest(config: DataConfig) -> str:
 
 
 def _variants(template: dict[str, Any], source: Document) -> list[Config]:
-    """A configuration for each different `model` and set of soft pieces that the space can reach."""
+    """A configuration for each different model, data set and set of soft pieces that the space can reach."""
     seen: dict[str, Config] = {}
     for assignment in space.assignments(template, is_active):
         config = validate(space.at(template, assignment, is_active), source)
         post = config.post_pruning
-        key = repr((config.model, post.soft_activation is None, post.soft_skip is None, config.pruning))
+        soft = post.soft_activation is None, post.soft_skip is None
+        data = config.data.model_copy(update={"batch_size": 1, "augmentation": None})
+        key = repr((config.model, data, soft, config.pruning))
         seen.setdefault(key, config)
     return list(seen.values())
 

@@ -71,19 +71,19 @@ class DensitySearch:
         self._tried.add(_point(record.params))
 
     def propose(
-        self, number: int, fixed: Mapping[str, Any] | None = None
+        self, number: int, fixed: Mapping[str, Any] | None = None, attempt: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """(parameters, configuration tree) of the trial with this number; None when all has been tried.
 
         Parameters in `fixed` have these values; Optuna proposes the others. The proposal is not counted as
-        running until `started`.
+        running until `started`. A further `attempt` gives another one.
         """
         fixed = fixed or {}
         finite = self._points_with(fixed)
         untried = [point for point in finite or [] if _point(point) not in self._tried]
         if finite is not None and not untried:
             return None
-        self._study.sampler = self._make_sampler(number)
+        self._study.sampler = self._make_sampler(number, attempt)
         params: dict[str, Any] = {}
         if fixed:
             self._study.enqueue_trial(dict(fixed))
@@ -97,6 +97,12 @@ class DensitySearch:
         self._proposed = trial
         self._tried.add(_point(params))
         return params, self.tree(params)
+
+    def refused(self) -> None:
+        """The proposal just made is no valid configuration."""
+        assert self._proposed is not None
+        self._study.tell(self._proposed, state=TrialState.FAIL)
+        self._proposed = None
 
     def started(self, record: TrialRecord) -> None:
         """The proposal just made is this record."""
@@ -145,9 +151,10 @@ class DensitySearch:
         space.resolve(self._problem.template, suggest, is_active)
         return found
 
-    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+    def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
         # A fresh sampler per trial: what it draws depends on the number, not on earlier draws.
-        seed = seed_of(self._seed, "search", self._density, number) % 2**32
+        again = [attempt] if attempt else []
+        seed = seed_of(self._seed, "search", self._density, number, *again) % 2**32
         if self._sampler == "random":
             return optuna.samplers.RandomSampler(seed=seed)
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, final
 
 from ray.tune.search import Searcher
 
+from prunetune.errors import ConfigError
 from prunetune.schema import Config
 from prunetune.tuning import branching
 from prunetune.tuning.branching import Pool, key_of
 from prunetune.tuning.density_search import DensitySearch
 from prunetune.tuning.driver_only import DriverOnly
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 100
+"""So many invalid points in a row are drawn before a space is taken for exhausted."""
 
 
 class SweepSearch:
@@ -49,6 +56,7 @@ class SweepSearch:
         self._lost: list[TrialRecord] = []  # given back by workers that were lost
         self._held: list[TrialRecord] = []  # proposed, but a running trial computes a stage of theirs
         self._failed: list[TrialRecord] = []
+        self._refusals: set[str] = set()
         self.past: list[TrialRecord] = []
         for record in ledger.records():
             if record.density not in self._searches:
@@ -165,25 +173,40 @@ class SweepSearch:
 
     def _propose(self, density: float) -> TrialRecord | None:
         """A new record at a density; None when its space is exhausted."""
+        search = self._searches[density]
+        for attempt in range(_ATTEMPTS):
+            proposed = self._proposal(density, attempt)
+            if proposed is None:
+                return None
+            params, tree, branched = proposed
+            try:
+                record = self._ledger.propose(self._problem, density, params, tree, branched=branched)
+            except ConfigError as error:  # two values that are valid, but not together
+                refusal = "; ".join(f"{problem.key}: {problem.rule}" for problem in error.problems)
+                if refusal not in self._refusals:
+                    self._refusals.add(refusal)
+                    logger.warning("the space has points that are no configuration; left out: %s", refusal)
+                search.refused()
+                continue
+            search.started(record)
+            self._issued[density] += 1
+            self._explored[density] += not branched
+            return record
+        logger.warning("density %g: no valid point in %d proposals; it gets no more", density, _ATTEMPTS)
+        return None
+
+    def _proposal(self, density: float, attempt: int) -> tuple[dict[str, Any], dict[str, Any], bool] | None:
+        """(parameters, tree, whether it branches) of the next trial at a density."""
         search, number = self._searches[density], self._ledger.next_number(density)
-        proposal, branched = None, False
         share = self._config.search.exploration * (self._issued[density] + 1)
         if self._explored[density] >= share and sum(self._explored.values()) >= branching.NETWORKS_FIRST:
             for network in self._pool.ranked(density):
                 if not self._stored(network.key):
                     self._pool.remove(network.key)
-                elif proposal := search.propose(number, network.params):
-                    branched = True
-                    break
-        proposal = proposal or search.propose(number)
-        if proposal is None:
-            return None
-        params, tree = proposal
-        record = self._ledger.propose(self._problem, density, params, tree, branched=branched)
-        search.started(record)
-        self._issued[density] += 1
-        self._explored[density] += not branched
-        return record
+                elif found := search.propose(number, network.params, attempt):
+                    return *found, True
+        proposal = search.propose(number, attempt=attempt)
+        return None if proposal is None else (*proposal, False)
 
     def _issue(self, record: TrialRecord) -> TrialRecord:
         self._pool.started(record)

@@ -216,3 +216,32 @@ def test_a_space_without_a_word_on_pre_pruning(tmp_path: Path) -> None:
     record.curve = [{"epoch": 1, "post_epoch": 1, "stage": "post_pruning", "val_accuracy": 0.5}]
     search.progressed(record)
     search.tell(finish(record, 0.5))
+
+
+INVALID_PAIR = (
+    "pruning={criterion: {choice: [magnitude, snip]}, schedule: {choice: [one_shot, {name: gradual}]}}",
+    "search.sampler=random",
+)
+
+
+def test_points_that_are_no_configuration_are_left_out_with_one_message(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    search = SweepSearch(*make_sweep(tmp_path, *INVALID_PAIR, "search.trials_per_density=12"))
+    done = run_all(search)
+    assert len(done) == 24
+    drawn = {(p["pruning.criterion"], p["pruning.schedule"]) for _, _, p in done}
+    assert len(drawn) == 3  # of four
+    (message,) = caplog.messages
+    assert "pruning.criterion: gradual pruning ranks by magnitude" in message
+
+
+def test_a_finite_space_ends_without_its_invalid_points(tmp_path: Path) -> None:
+    fixed = (
+        "pre_pruning.optimizer.lr={choice: [1e-3]}",
+        "pre_pruning.mask=null",
+        "post_pruning.label_smoothing=null",
+    )
+    search = SweepSearch(*make_sweep(tmp_path, *INVALID_PAIR, *fixed))
+    assert len(run_all(search)) == 2 * 3
+    assert len(search) == 0
