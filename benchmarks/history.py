@@ -231,7 +231,7 @@ def _track(config: Config, records: list[TrialRecord]) -> None:
     from prunetune.tuning import tracking
 
     tracker = tracking.Tracker(tracking.place(config), "made-up", config.name)
-    tracker.begin(config, records, set())
+    tracker.begin(config.tree(), records, set())
     if tracker.close():
         raise RuntimeError("MLflow could not be written")
 

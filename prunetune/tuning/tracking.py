@@ -7,6 +7,7 @@ server that is slow or away delays nothing; it is tried again until the sweep en
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import threading
@@ -23,6 +24,7 @@ from mlflow.exceptions import MlflowException
 
 from prunetune import document, space
 from prunetune.config import SEARCHABLE
+from prunetune.errors import UserError
 from prunetune.schema import Config
 from prunetune.store import Store
 from prunetune.tuning.ledger import TrialRecord
@@ -60,6 +62,21 @@ def place(config: Config) -> Place:
     return Place(f"sqlite:///{root / 'mlflow.db'}", experiment, (root / "mlartifacts").as_uri())
 
 
+def check(where: Place) -> None:
+    """Raise UserError where MLflow knows no such kind of place. One that is away, or is a server, passes."""
+    if where.uri.startswith(("http://", "https://", "sqlite:")):
+        return
+    try:
+        MlflowClient(where.uri).search_experiments(max_results=1)
+    except MlflowException as error:
+        if _refused(error):
+            raise UserError(
+                f"tracking.uri (or MLFLOW_TRACKING_URI) = {where.uri!r}: {str(error).splitlines()[0]}"
+            ) from None
+    except Exception:  # such as a database that is away: tried again later, by the thread
+        logger.debug("%s is not there now", where.uri, exc_info=True)
+
+
 def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
     """Every hyperparameter of a configuration by its dotted name."""
     return space.flatten({key: tree[key] for key in SEARCHABLE if tree.get(key) is not None})
@@ -89,23 +106,25 @@ class Tracker:
         self._experiment_id = ""
         self._parent = ""
         self._unwritten = 0
+        self._unattached: list[tuple[str, str, str]] = []
+        self._closed_at = math.inf
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def begin(self, config: Config, records: list[TrialRecord], going_on: set[str]) -> None:
-        """Open the parent run; bring the runs in line with the records.
+    def begin(self, file: dict[str, Any], records: list[TrialRecord], going_on: set[str]) -> None:
+        """Open the parent run, with the sweep's file as given; bring the runs in line with the records.
 
         A trial without a run gets one. A run left RUNNING by a driver that died is closed, unless its
         trial is in `going_on`.
         """
-        text = document.dump(config.tree())
+        text = document.dump(file)
 
         def begin() -> None:
             self._connect()
             assert self._client is not None
             self._find_runs(going_on)
             self._client.set_tag(self._parent, "status", "running")
-            self._client.log_text(self._parent, text, "sweep.yaml")
+            self._attach(self._parent, text, "sweep.yaml")
 
         self._queue.put(begin)
         for record in records:
@@ -138,7 +157,7 @@ class Tracker:
             for name, value in summary.items():
                 self._client.log_metric(self._parent, name, value)
             for name, text in files.items():
-                self._client.log_text(self._parent, text, name)
+                self._attach(self._parent, text, name)
             self._client.set_tag(self._parent, "status", status)
             ended = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status]
             self._client.set_terminated(self._parent, ended)
@@ -147,6 +166,7 @@ class Tracker:
 
     def close(self) -> int:
         """Write what is left; how many entries could not be written."""
+        self._closed_at = time.monotonic()
         self._closing.set()
         self._queue.put(None)
         self._thread.join()
@@ -165,16 +185,34 @@ class Tracker:
                     break
                 except Exception as error:  # the sweep must not stop for its log
                     if _refused(error):
-                        logger.warning("MLflow refused an entry: %s", error)
+                        if not self._parent:  # then every other entry would be, too
+                            logger.warning("MLflow at %s refuses this sweep: %s", self.place.uri, error)
+                            gave_up = True
+                        else:
+                            logger.warning("MLflow refused an entry: %s", error)
                         self._unwritten += 1
                         break
-                    if self._closing.is_set() and time.monotonic() - since > self._patience:
+                    if time.monotonic() - max(since, self._closed_at) > self._patience:
                         logger.warning("MLflow at %s cannot be written: %s", self.place.uri, error)
                         gave_up = True
                         self._unwritten += 1
                         break
                     self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
                     pause = min(2 * pause, 30.0 if not self._closing.is_set() else 5.0)
+        files, self._unattached = self._unattached, []
+        while files and not self._unattached:
+            self._attach(*files.pop())
+        self._unwritten += len(files) + len(self._unattached)
+
+    def _attach(self, run_id: str, text: str, name: str) -> None:
+        """Write an artifact; where its storage is away (it may be another than the server's), at the end."""
+        assert self._client is not None
+        try:
+            self._client.log_text(run_id, text, name)
+        except Exception as error:  # metrics do not wait for it
+            if not self._unattached:
+                logger.warning("MLflow at %s takes no artifacts: %s", self.place.uri, error)
+            self._unattached.append((run_id, text, name))
 
     def _connect(self) -> None:
         _quiet()
@@ -254,7 +292,7 @@ class Tracker:
         if record.uid not in self._described:
             parameters = {"density": record.density, **hyperparameters(record.tree)}
             self._client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
-            self._client.log_text(run_id, document.dump(_own_config(record)), "config.yaml")
+            self._attach(run_id, document.dump(_own_config(record)), "config.yaml")
             self._described.add(record.uid)
         self._client.update_run(run_id, status="RUNNING")
         self._client.set_tag(run_id, "status", "running")
@@ -299,7 +337,7 @@ class Tracker:
             tags=[RunTag("status", record.status)],
         )
         if record.error:
-            self._client.log_text(run_id, record.error, "error.txt")
+            self._attach(run_id, record.error, "error.txt")
         self._client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED")
         self._stage.pop(record.uid, None)
 
@@ -363,6 +401,8 @@ def _experiment(client: MlflowClient, where: Place) -> str:
     """The id of the experiment, which is made where there is none."""
     found = client.get_experiment_by_name(where.experiment)
     if found is not None:
+        if found.lifecycle_stage == "deleted":  # in the UI; nothing can be logged there
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     return str(client.create_experiment(where.experiment, artifact_location=where.artifacts))
 

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from tuning.conftest import finish, make_sweep
 
 from prunetune import document
 from prunetune.config import from_document
+from prunetune.errors import UserError
 from prunetune.tuning import tracking
 from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.search import SweepSearch
@@ -44,7 +47,7 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
     config, (first, second) = trials(tmp_path)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     log(tracker, first, 0.6)
     log(tracker, second, 0.3)
     tracker.finish("finished", {"best": 0.6}, {"best/x.yaml": "a: 1"})
@@ -82,7 +85,7 @@ def test_the_configuration_of_a_run_can_be_read_back(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     log(tracker, record)
     tracker.close()
     found = tracking.config_of_run(tracker.run_ids[record.uid], place.uri, "runs")
@@ -98,14 +101,14 @@ def test_a_driver_that_died_leaves_no_second_run_and_none_running(tmp_path: Path
     config, (going_on, gone) = trials(tmp_path)
     place = tracking.place(config)
     died = tracking.Tracker(place, "id", "small")
-    died.begin(config, [], set())
+    died.begin(config.tree(), [], set())
     for record in (going_on, gone):
         died.started(record)
         died.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "val_accuracy": 0.1}])
     died.close()  # writes, but ends no run: as if killed just after
 
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], {going_on.uid})
+    tracker.begin(config.tree(), [], {going_on.uid})
     tracker.started(going_on)
     tracker.epochs(going_on, [{"epoch": e, "stage": "pre_pruning", "val_accuracy": e / 10} for e in (1, 2)])
     finish(going_on, 0.5)
@@ -129,7 +132,7 @@ def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
     place = tracking.place(config)
     for _ in range(2):  # and a second time changes nothing
         tracker = tracking.Tracker(place, "id", "small")
-        tracker.begin(config, records, set())
+        tracker.begin(config.tree(), records, set())
         tracker.finish("finished", {}, {})
         assert tracker.close() == 0
         parents, children = runs(place)
@@ -144,7 +147,7 @@ def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> No
     config, (whole, part) = trials(tmp_path)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     for record in (whole, part):
         log(tracker, record)
     tracker.close()
@@ -159,7 +162,7 @@ def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> No
 
         monkeypatch.setattr(tracking.MlflowClient, name, call)
     again = tracking.Tracker(place, "id", "small")
-    again.begin(config, [whole, part], set())
+    again.begin(config.tree(), [whole, part], set())
     assert again.close() == 0
     assert again.run_ids == tracker.run_ids
     assert again.run_ids[part.uid] in asked
@@ -172,7 +175,7 @@ def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     tracker.started(record)
     tracker.finish("interrupted", {}, {})
     tracker.close()
@@ -193,7 +196,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything_later(tmp_path: Path,
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(tracking.MlflowClient, "log_batch", log_batch)
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     since = time.monotonic()
     log(tracker, record)
     assert time.monotonic() - since < 1  # the sweep does not wait
@@ -213,7 +216,7 @@ def test_a_server_that_stays_away_is_given_up_at_the_end_and_counted(tmp_path: P
 
     monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
     tracker = tracking.Tracker(tracking.place(config), "id", "small", attempts_at_end=0.2)
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     log(tracker, record)
     assert tracker.close() == 4
 
@@ -222,7 +225,7 @@ def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path
     config, (record,) = trials(tmp_path, 1)
     place = tracking.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config, [], set())
+    tracker.begin(config.tree(), [], set())
     tracker.started(record)
     tracker.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "no such/\x00name": 1.0}])
     finish(record, 0.5)
@@ -230,6 +233,64 @@ def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path
     assert tracker.close() == 1
     _, (child,) = runs(place)
     assert child.info.status == "FINISHED"
+
+
+def test_a_sweep_that_mlflow_refuses_is_told_once(tmp_path: Path, monkeypatch, caplog) -> None:
+    config, (record,) = trials(tmp_path, 1)
+
+    def refuse(*args, **kwargs):
+        raise MlflowException("no such kind of store", error_code=INVALID_PARAMETER_VALUE)
+
+    monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
+    tracker = tracking.Tracker(tracking.place(config), "id", "small")
+    tracker.begin(config.tree(), [], set())
+    log(tracker, record)
+    assert tracker.close() == 4
+    (message,) = caplog.messages
+    assert "refuses this sweep: no such kind of store" in message
+
+
+def test_an_experiment_that_was_deleted_is_restored(tmp_path: Path) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    client = MlflowClient(place.uri)
+    client.delete_experiment(client.create_experiment(place.experiment, place.artifacts))
+    tracker = tracking.Tracker(place, "id", "small")
+    tracker.begin(config.tree(), [], set())
+    log(tracker, record)
+    assert tracker.close() == 0
+    assert len(runs(place)[1]) == 1
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_metrics_do_not_wait_for_a_storage_of_artifacts_that_is_away(
+    tmp_path: Path, monkeypatch, comes_back: bool
+) -> None:
+    config, (record,) = trials(tmp_path, 1)
+    place = tracking.place(config)
+    tracker = tracking.Tracker(place, "id", "small", attempts_at_end=0.2)
+    real, files = tracking.MlflowClient.log_text, []
+
+    def log_text(self, run_id, text, name):
+        files.append(name)
+        if len(files) <= 2 or not comes_back:
+            raise requests.HTTPError("500: no credentials")
+        return real(self, run_id, text, name)
+
+    monkeypatch.setattr(tracking.MlflowClient, "log_text", log_text)
+    tracker.begin(config.tree(), [], set())
+    log(tracker, record)
+    assert tracker.close() == (0 if comes_back else 2)
+    assert files[:2] == ["sweep.yaml", "config.yaml"]
+    (child,) = runs(place)[1]
+    assert child.data.metrics["val_accuracy"] == 0.5
+
+
+def test_a_place_that_mlflow_does_not_know_is_a_message(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^tracking.uri \(or MLFLOW_TRACKING_URI\) = 'htp://x': "):
+        tracking.check(tracking.Place("htp://x", "small", None))
+    tracking.check(tracking.Place(f"sqlite:///{tmp_path}/mlflow.db", "small", None))
+    tracking.check(tracking.Place("http://127.0.0.1:9", "small", None))  # away, perhaps for now
 
 
 def test_the_default_database_has_an_absolute_path(tmp_path: Path, monkeypatch) -> None:
