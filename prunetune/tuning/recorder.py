@@ -22,10 +22,12 @@ logger = logging.getLogger(__name__)
 
 _HOPELESS = 3
 """So many failures, and nothing but failures, end a sweep: the next hundred would fail the same way."""
+_BROKEN = 20
+"""So many failures in a row end it where something has worked before: something has broken since."""
 _RETRIES = 3
 """A trial may lose its worker (a spot machine, an out-of-memory kill) this often without a new epoch."""
-_SETBACKS = 10
-"""So many workers lost without an epoch in between, and no result yet, end a sweep too."""
+_SETBACKS = 5
+"""A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
 _OUTCOME = (
     "status",
     "val_accuracy",
@@ -76,9 +78,11 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._up: set[str] = set()  # the workers that have started and were not lost
         self._told: set[str] = set()
         self._losses: Counter[str] = Counter()
-        self._setbacks = self._failures = 0
+        self._setbacks: Counter[str] = Counter()
+        self._failures = 0
         self._errors: list[str] = []
-        self._results = len(search.past)
+        self._has_past = bool(search.past)
+        self._results = 0
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker is there, perhaps again after it was lost."""
@@ -121,7 +125,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             if self._losses[record.uid] > _RETRIES:
                 record.status, record.error = "failed", error
                 self._end(worker, record)
-        self._set_back(error, lost=self._dispatcher.give_back(worker))
+        self._set_back(worker, error, lost=self._dispatcher.give_back(worker))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker is given up."""
@@ -130,20 +134,27 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             self._end(trial.trial_id, record)
 
     def check(self) -> None:
-        """Raise WorkError when nothing has worked so far, and it was tried a few times."""
+        """Raise WorkError when nothing has worked so far, or not any more, and it was tried a few times."""
         if self.is_hopeless:
             what = (
-                f"the first {self._failures} trials failed"
-                if self._failures >= _HOPELESS
-                else f"{self._setbacks} workers were lost before any trial had a result"
+                f"the {'last' if self._results else 'first'} {self._failures} trials failed"
+                if self._failures >= self._most_failures
+                else f"{self._setbacks.total()} times a worker was lost before any trial had a result"
             )
             raise WorkError(f"{what}, the last one with:\n{self._errors[-1].strip()}")
 
     @property
     def is_hopeless(self) -> bool:
         """Whether `check` would raise."""
-        lost_for_nothing = self._setbacks >= _SETBACKS
-        return self._results == 0 and (self._failures >= _HOPELESS or lost_for_nothing)
+        # By worker: a node that goes takes many with it, which says nothing of the next one.
+        lost_for_nothing = max(self._setbacks.values(), default=0) >= _SETBACKS and all(
+            self._setbacks[worker] for worker in self._up
+        )
+        return self._failures >= self._most_failures or (self._results == 0 and lost_for_nothing)
+
+    @property
+    def _most_failures(self) -> int:
+        return _BROKEN if self._results or self._has_past else _HOPELESS
 
     def _take_epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> bool:
         """New epochs into the record's curve; whether early stopping ends the trial."""
@@ -152,7 +163,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         fresh = [report for report in reports if report["epoch"] > seen]
         if not fresh:
             return False
-        self._setbacks = 0
+        self._setbacks.clear()
         self._losses.pop(record.uid, None)
         record.curve.extend(_plain(report) for report in fresh)
         self._search.progressed(record)
@@ -179,12 +190,12 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         """A worker on a node that cannot run this sweep, such as one that has joined later."""
         for problem in problems:
             self._warn(f"{node}: no trial is run on this node: {problem}")
-        self._set_back("; ".join(problems), lost=self._dispatcher.give_back(worker))
+        self._set_back(worker, "; ".join(problems), lost=self._dispatcher.give_back(worker))
 
-    def _set_back(self, error: str, lost: list[TrialRecord]) -> None:
+    def _set_back(self, worker: str, error: str, lost: list[TrialRecord]) -> None:
         """A worker has given nothing: of no account while others run trials, unless it had some itself."""
         if lost or not self._dispatcher.running:
-            self._setbacks += 1
+            self._setbacks[worker] += 1
             self._errors.append(error)
 
     def _warn(self, message: str) -> None:
@@ -200,6 +211,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             self._errors.append(record.error or "")
         else:
             self._results += 1
+            self._failures = 0
         self._search.tell(record)
         self._early_stopping.ended(record)
         for listener in self._listeners:

@@ -198,12 +198,36 @@ def test_nothing_but_failures_end_the_sweep(one: Sweep) -> None:
         one.recorder.check()
 
 
+def test_one_result_and_then_nothing_but_failures_end_the_sweep_later(one: Sweep) -> None:
+    one.report("w", done(one.board.uids("w")[0]))
+    for _ in range(3):
+        (uid,) = one.board.uids("w")
+        one.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "ValueError: no"})
+    assert not one.recorder.is_hopeless
+    one.recorder._failures = 20
+    with pytest.raises(WorkError, match=r"last 20 trials failed.*\nValueError: no"):
+        one.recorder.check()
+    one.report("w", done(one.board.uids("w")[0]))
+    assert not one.recorder.is_hopeless
+
+
 def test_workers_that_never_come_up_end_the_sweep(tmp_path: Path) -> None:
     made = Sweep(tmp_path)
-    for _ in range(10):
+    for _ in range(5):
         assert not made.recorder.is_hopeless
         made.lose("w")
     assert made.recorder.is_hopeless
+
+
+def test_a_node_that_takes_many_workers_with_it_does_not_end_the_sweep(tmp_path: Path) -> None:
+    made = Sweep(tmp_path)
+    workers = [f"w{number}" for number in range(4)]  # as many as there are first trials
+    for _ in range(2):
+        for worker in workers:
+            made.start(worker)
+        for worker in workers:
+            made.lose(worker)
+    assert not made.recorder.is_hopeless
 
 
 def test_a_worker_that_never_comes_up_does_not_end_what_others_do(one: Sweep, caplog: Any) -> None:
