@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunetune.tuning.ledger import TrialRecord
+from prunetune.tuning.ledger import TrialRecord, is_at_density
 
 NETWORKS_FIRST = 8
 """So many pre-pruned networks are explored, over all densities, before any is branched from."""
@@ -23,6 +23,8 @@ _CONFIDENCE = 0.5
 """Weight of UCB's bonus, in quantiles: of four networks the best gets about half of the branches."""
 _NEAR = 4.0
 """What another density says counts this many times less per half decade of distance in density."""
+_COLLAPSES = 2
+"""So many branches of a network have collapsed at a density or above it before it is left there."""
 _DOUBT = 0.25
 """Weight of the opinion that a network is an average one, so that one lucky result is not everything."""
 
@@ -33,7 +35,8 @@ class PrePruned:
 
     `params` are the parameters by Optuna's names that determine it; `only` the density it belongs to where
     the mask aims at one. `best` is the best post-pruning validation accuracy of its branches by density,
-    `branches` their number, those under way included.
+    `branches` their number, those under way included. `collapses` are the densities of those that collapsed,
+    `worked` is the lowest one of a branch that did not.
     """
 
     key: str
@@ -41,12 +44,17 @@ class PrePruned:
     only: float | None = None
     best: dict[float, float] = field(default_factory=dict)
     branches: Counter[float] = field(default_factory=Counter)
-    collapsed: float = 0.0
+    collapses: list[float] = field(default_factory=list)
+    worked: float = math.inf
+
+    def fits(self, density: float) -> bool:
+        """Whether there can be a branch at this density."""
+        return self.only in (None, density)
 
     def is_usable(self, density: float) -> bool:
-        """Whether a branch at this density is worth a trial: what collapsed will at lower ones, too."""
-        has_collapsed = density <= self.collapsed and density < min(self.best, default=math.inf)
-        return self.only in (None, density) and not has_collapsed
+        """Whether one is worth a trial: what collapsed will at lower densities. Once may be a bad rate."""
+        collapses = sum(higher >= density for higher in self.collapses)
+        return self.fits(density) and (collapses < _COLLAPSES or density >= self.worked)
 
 
 class Pool:
@@ -81,17 +89,23 @@ class Pool:
     def ended(self, record: TrialRecord) -> None:
         """A branch has given what it gives."""
         network = self._networks.get(key_of(record))
-        accuracies = [entry["val_accuracy"] for entry in record.curve if "post_epoch" in entry]
+        accuracies = [e["val_accuracy"] for e in record.curve if is_at_density(e, record.density)]
         if network is None or not accuracies:
             return
+        network.best[record.density] = max([network.best.get(record.density, 0.0), *accuracies])
         if record.status == "collapsed":
-            network.collapsed = max(network.collapsed, record.density)
+            network.collapses.append(record.density)
         else:
-            network.best[record.density] = max(network.best.get(record.density, 0.0), *accuracies)
+            network.worked = min(network.worked, record.density)
 
     def ranked(self, density: float) -> list[PrePruned]:
-        """The networks that a trial at this density can branch from, the one to take first."""
-        usable = [network for network in self._networks.values() if network.is_usable(density)]
+        """The networks that a trial at this density can branch from, the one to take first.
+
+        Where branches of all of them have collapsed, the density asks too much, and more networks would not
+        help: then these are all.
+        """
+        fitting = [network for network in self._networks.values() if network.fits(density)]
+        usable = [network for network in fitting if network.is_usable(density)] or fitting
         quantiles = {
             e: _quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
         }

@@ -6,6 +6,7 @@ against one after pruning.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any, final
 
@@ -13,7 +14,7 @@ import numpy as np
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from prunetune.schema import Config, EarlyStoppingConfig
-from prunetune.tuning.ledger import TrialRecord
+from prunetune.tuning.ledger import TrialRecord, is_at_density
 
 Accuracies = list[float]
 """Validation accuracy by post-pruning epoch, from 1."""
@@ -40,9 +41,9 @@ class EarlyStopping:
 
     def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
         """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
-        if "post_epoch" not in report or record.density not in self._rules:
+        if record.density not in self._rules or not is_at_density(report, record.density):
             return False
-        is_stopped = self._rules[record.density].stops(record.uid, report)
+        is_stopped = self._rules[record.density].stops(record, report)
         # After the very last epoch there is nothing left to save.
         return is_stopped and not report.get("last")
 
@@ -67,26 +68,25 @@ class _Rules:
             stop_last_trials=False,
         )
         self._trials: dict[str, SimpleNamespace] = {}
-        self._complete: list[Accuracies] = []
+        self._complete: dict[int, list[Accuracies]] = defaultdict(list)  # by the epochs asked for
 
-    def stops(self, uid: str, report: dict[str, Any]) -> bool:
+    def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
         # Both are asked: ASHA's rungs want every trial that came to them.
-        is_behind = self._fills_rung(uid, report)
+        is_behind = self._fills_rung(record.uid, report)
         epoch, share = report["post_epoch"], self._settings.catch_up
         if is_behind or share is None or epoch < self._settings.grace_epochs:
             return is_behind
-        return not can_catch_up(report["val_accuracy"], epoch, self._complete, share)
+        return not can_catch_up(report["val_accuracy"], epoch, self._complete[_length(record)], share)
 
     def ended(self, record: TrialRecord) -> None:
         # One that collapsed gained nothing: by its like, slow starters would have no hope.
         if record.status == "complete":
             post = [report["val_accuracy"] for report in record.curve if "post_epoch" in report]
-            if post:
-                self._complete.append(post)
+            self._complete[_length(record)].append(post)
 
     def take_past(self, record: TrialRecord) -> None:
         for report in record.curve:
-            if "post_epoch" in report:
+            if is_at_density(report, record.density):
                 self._fills_rung(record.uid, report)
         self.ended(record)
 
@@ -101,16 +101,20 @@ class _Rules:
 def can_catch_up(accuracy: float, epoch: int, complete: list[Accuracies], share: float) -> bool:
     """Whether a trial with this accuracy after this post-pruning epoch may still come to the best one.
 
-    It is granted what the `share`-quantile of the complete trials gained from that epoch to their end. With
-    less than four that were as long, nothing is said against it.
+    It is granted what the `share`-quantile of the complete trials, which are as long as it, gained from that
+    epoch to their end. With less than four of them nothing is said against it.
 
     >>> complete = [[0.5, 0.9], [0.6, 0.9], [0.7, 0.95], [0.8, 0.9]]    # gains 0.4, 0.3, 0.25, 0.1
     >>> can_catch_up(0.56, 1, complete, 1.0), can_catch_up(0.54, 1, complete, 1.0)
     (True, False)
     """
-    comparable = [curve for curve in complete if len(curve) >= epoch]
-    if len(comparable) < _COMPLETE:
+    if len(complete) < _COMPLETE:
         return True
-    gains = [curve[-1] - curve[epoch - 1] for curve in comparable]
-    best = max(curve[-1] for curve in comparable)
+    gains = [curve[-1] - curve[epoch - 1] for curve in complete]
+    best = max(curve[-1] for curve in complete)
     return bool(accuracy + np.quantile(gains, share) >= best)
+
+
+def _length(record: TrialRecord) -> int:
+    """For how many post-pruning epochs a trial is to train: only such are held against each other."""
+    return int(record.tree["post_pruning"]["epochs"])

@@ -7,7 +7,9 @@ proposal, and Optuna's studies, early stopping's rungs and MLflow's runs can be 
 from __future__ import annotations
 
 import dataclasses
+import getpass
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +23,13 @@ from prunetune.errors import ConfigError, UserError
 from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 
+_locks: Any
 try:
     import fcntl
+
+    _locks = fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    _locks = None
 
 Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
 """`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost workers."""
@@ -244,6 +249,11 @@ def trial_config(record: TrialRecord, base: Config) -> Config:
     return validate({**tree, "densities": [record.density]}, _RECORDED)
 
 
+def is_at_density(report: dict[str, Any], density: float) -> bool:
+    """Whether an epoch of a curve says something of the network at the density: it was pruned, to its end."""
+    return "post_epoch" in report and report.get("density_now", 0.0) <= density
+
+
 def density_folders(store: Store) -> list[str]:
     """The folders of a sweep's records, one per density."""
     return [f"trials/{name}" for name in store.folders("trials")]
@@ -273,16 +283,19 @@ def _plain(template: dict[str, Any]) -> Any:
 def exclusive(store: Store) -> Iterator[None]:
     """One driver per sweep: two would number and record each other's trials.
 
-    Raises UserError where another process on this machine holds the sweep. On remote storage, and where
-    the system has no such locks, nothing is held.
+    Raises UserError where another process on this machine holds the sweep; for remote storage the lock is in
+    the machine's folder for temporary files. Where the system has no such locks, nothing is held.
     """
     path = store.local_path(".lock")
-    if path is None or fcntl is None:
+    if path is None:
+        name = f"prunetune-{getpass.getuser()}-{digest(store.path(''))}.lock"
+        path = os.path.join(tempfile.gettempdir(), name)
+    if _locks is None:
         yield
         return
     with open(path, "a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _locks.flock(file, _locks.LOCK_EX | _locks.LOCK_NB)
         except OSError:
             file.seek(0)
             raise UserError(

@@ -12,7 +12,7 @@ from prunetune.tuning.search import SweepSearch
 
 
 def trial(name: str, density: float) -> TrialRecord:
-    return TrialRecord(name, density, 0, "", {}, {})
+    return TrialRecord(name, density, 0, "", {}, {"post_pruning": {"epochs": 9}})
 
 
 ASHA = "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 2, catch_up: null}"
@@ -78,8 +78,8 @@ def test_no_early_stopping_lets_everything_run(tmp_path: Path) -> None:
         assert not asha.stops(t, result(1, value))
 
 
-# ASHA alone would let all pass but those below the lowest thousandth.
-CATCH_UP = "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 1000, catch_up: 1.0}"
+# ASHA alone stops the lowest hundredth at a rung.
+CATCH_UP = "search.early_stopping={name: asha, grace_epochs: 1, reduction_factor: 1.01, catch_up: 1.0}"
 
 
 def test_a_trial_is_granted_what_others_gained() -> None:
@@ -94,10 +94,28 @@ def test_a_trial_is_granted_what_others_gained() -> None:
     assert not can_catch_up(0.749, 2, complete, 1.0)
 
 
-def test_with_few_that_were_as_long_nothing_is_said_against_a_trial() -> None:
+def test_with_few_that_are_complete_nothing_is_said_against_a_trial() -> None:
     assert can_catch_up(0.0, 1, [[0.5, 0.9]] * 3, 1.0)
-    assert can_catch_up(0.0, 2, [[0.5, 0.9]] * 3 + [[0.9]], 1.0)
-    assert not can_catch_up(0.0, 2, [[0.5, 0.9]] * 4, 1.0)
+    assert not can_catch_up(0.0, 1, [[0.5, 0.9]] * 4, 1.0)
+
+
+def test_a_trial_is_not_held_against_shorter_ones(tmp_path: Path) -> None:
+    config, problem, ledger = make_sweep(tmp_path, CATCH_UP)
+    search = SweepSearch(config, problem, ledger)
+    past = [finish(search.next(), value) for value in (0.3, 0.3, *[0.9] * 6)]  # of each density four
+    stopping = EarlyStopping(config, past, 40)
+    longer = TrialRecord("longer", 0.1, 0, "", {}, {"post_pruning": {"epochs": 40}})
+    assert not stopping.stops(longer, result(1, 0.2))
+    assert stopping.stops(trial("as long", 0.1), result(1, 0.2))  # 0.6 is the most that one gained
+
+
+def test_what_gradual_pruning_has_not_pruned_yet_is_not_compared(tmp_path: Path) -> None:
+    stopping = make(tmp_path)
+    for number in range(5):
+        dense = result(1, 0.9 + number / 100) | {"density_now": 0.6}
+        assert not stopping.stops(trial(f"closing{number}", 0.1), dense)
+    assert not stopping.stops(trial("closed", 0.1), result(1, 0.5) | {"density_now": 0.1})
+    assert stopping.stops(trial("worse", 0.1), result(1, 0.4) | {"density_now": 0.099})
 
 
 def test_the_best_so_far_may_always_go_on() -> None:
@@ -109,8 +127,8 @@ def test_the_best_so_far_may_always_go_on() -> None:
 def test_only_complete_trials_of_the_density_are_held_against_one(tmp_path: Path, is_past: bool) -> None:
     config, problem, ledger = make_sweep(tmp_path, CATCH_UP)
     search = SweepSearch(config, problem, ledger)
-    # Four complete ones at each density, which gained 0.6 after epoch 1, and one that collapsed.
-    records = [finish(search.next(), 0.9) for _ in range(8)]
+    # At each density four complete ones, which gained at most 0.6 after epoch 1, and one that collapsed.
+    records = [finish(search.next(), value) for value in (0.3, 0.3, *[0.9] * 6)]
     records += [finish(search.next(), 0.1, status="collapsed") for _ in range(2)]
     stopping = EarlyStopping(config, records if is_past else [], 9)
     if not is_past:
@@ -125,7 +143,8 @@ def test_only_complete_trials_of_the_density_are_held_against_one(tmp_path: Path
 def test_grace_is_for_both_rules(tmp_path: Path) -> None:
     config, problem, ledger = make_sweep(tmp_path, CATCH_UP.replace("grace_epochs: 1", "grace_epochs: 2"))
     search = SweepSearch(config, problem, ledger)
-    stopping = EarlyStopping(config, [finish(search.next(), 0.9) for _ in range(8)], 9)
+    past = [finish(search.next(), value) for value in (0.3, 0.3, *[0.9] * 6)]
+    stopping = EarlyStopping(config, past, 9)
     t = trial("new", 0.1)
-    assert not stopping.stops(t, result(1, 0.0))
-    assert stopping.stops(t, result(2, 0.0))
+    assert not stopping.stops(t, result(1, 0.25))
+    assert stopping.stops(t, result(2, 0.25))  # ASHA alone would not: one had 0.2

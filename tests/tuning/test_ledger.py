@@ -122,3 +122,18 @@ def test_a_second_driver_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
         other.communicate("\n")
     with exclusive(Store(str(tmp_path))):  # and free again
         pass
+
+
+def test_a_second_driver_on_this_machine_is_refused_where_the_storage_is_elsewhere(
+    remote: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with (
+        exclusive(remote.sub("a")),
+        exclusive(remote.sub("b")),
+        pytest.raises(UserError, match="another process"),
+        exclusive(remote.sub("a")),
+    ):
+        pass
+    with exclusive(remote.sub("a")):
+        pass
