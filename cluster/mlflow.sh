@@ -14,11 +14,22 @@ is_up() {
 }
 
 is_up && exit
+# The storage's options (?region=…&endpoint_override=…) are for PyArrow; MLflow's S3 client has variables of its own.
+storage=${PRUNETUNE_STORAGE%%\?*} scheme=https endpoint=
+IFS='&' read -ra options <<<"${PRUNETUNE_STORAGE#"$storage"}"
+for option in "${options[@]}"; do
+    case ${option#\?} in
+    scheme=*) scheme=${option#*=} ;;
+    region=*) export AWS_DEFAULT_REGION=${option#*=} ;;
+    endpoint_override=*) endpoint=${option#*=} ;;
+    esac
+done
+[ -z "$endpoint" ] || export MLFLOW_S3_ENDPOINT_URL="$scheme://${endpoint#*://}"
 # Its jobs are about traces of language models: processes that nobody here needs.
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false
 setsid nohup mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
     --backend-store-uri "sqlite:///$folder/mlflow.db" \
-    --artifacts-destination "$PRUNETUNE_STORAGE/mlartifacts" \
+    --artifacts-destination "$storage/mlartifacts" \
     >>"$folder/server.log" 2>&1 </dev/null &
 for _ in $(seq 60); do
     is_up && exit

@@ -22,7 +22,9 @@ from typing import Any, final
 
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from prunetune import data as datasets
 from prunetune import pipeline
+from prunetune.data import Dataset
 from prunetune.errors import UserError, WorkError
 from prunetune.parallel import Replicas
 from prunetune.pipeline import PipelineResult
@@ -62,7 +64,8 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
         with interruptible() as interrupted, ray_connection() as local:
             interrupted.listen()  # Ray sets handlers of its own when it starts
             scaling = _scaling(config, workers, local)
-            progress = _Progress(report)
+            # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+            progress = _Progress(report, [ray.put(datasets.load(config.data).arrays())])
             try:
                 lost, epoch = 0, 0
                 while error := _fit(
@@ -101,6 +104,8 @@ def _trainer(
 def _work(task: dict[str, Any]) -> None:
     """What each worker runs; the first one tells of every epoch."""
     config: Config = task["config"]
+    (shipped,) = ray.get(task["board"].data.remote())
+    datasets.provide(config.data, Dataset.from_arrays(ray.get(shipped)))
     prepare_process(max(1, int(config.resources.cpus)))
     replicas = Replicas.joined()
     reports = pipeline.run(
@@ -116,10 +121,14 @@ def _work(task: dict[str, Any]) -> None:
 
 
 class _Board:
-    """Reports on their way from the first worker to the driver, in an actor on the driver's node."""
+    """Reports on their way from the first worker to the driver, and the data to all, on the driver's node."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: list[Any]) -> None:
+        self._data = data
         self._reports: list[Report] = []
+
+    def data(self) -> list[Any]:
+        return self._data
 
     def add(self, report: Report) -> None:
         self._reports.append(report)
@@ -133,9 +142,10 @@ class _Board:
 class _Progress:
     """Passes each epoch on once, also where a new group had to repeat it."""
 
-    def __init__(self, report: Callable[..., None]) -> None:
+    def __init__(self, report: Callable[..., None], data: list[Any]) -> None:
+        """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(data)
         self.epoch = 0
         self._report = report
 
@@ -187,15 +197,17 @@ def _scaling(config: Config, workers: int, local: bool) -> ray.train.ScalingConf
     """What the workers ask for: a whole GPU each, for NCCL shares none, where there are GPUs."""
     cpus = config.resources.cpus
     have = ray.cluster_resources()
-    use_gpu = have.get("GPU", 0) > 0 if local else config.resources.gpus > 0
-    if local:
-        for what, wanted, there in (
-            ("CPUs (resources.cpus each)", workers * cpus, have.get("CPU", 0)),
-            ("GPUs (one each)", workers if use_gpu else 0, have.get("GPU", 0)),
-        ):
-            if wanted > there:
-                lack = f"they need {wanted:g} {what}; this machine has {there:g}"
-                raise UserError(f"command line: --workers {workers}: {lack}")
+    use_gpu = have.get("GPU", 0) > 0 or (not local and config.resources.gpus > 0)
+    for what, wanted, there in (
+        ("CPUs (resources.cpus each)", workers * cpus, have.get("CPU", 0)),
+        ("GPUs (one each)", workers if use_gpu else 0, have.get("GPU", 0)),
+    ):
+        if wanted > there:
+            where = "this machine" if local else "the Ray cluster"
+            lack = f"--workers {workers}: they need {wanted:g} {what}; {where} has {there:g}"
+            if local:
+                raise UserError(f"command line: {lack}")
+            logger.warning("%s; waiting for the autoscaler to add nodes", lack)
     resources = {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
     return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
 

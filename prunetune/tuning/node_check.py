@@ -134,8 +134,9 @@ def examine(expectation: dict[str, Any], node: str | None = None) -> list[Findin
 
 def _versions_differ(wanted: dict[str, str]) -> list[Finding]:
     found = versions()
+    same = "install the same one (`ray up` without --no-restart does)"
     return [
-        ("", f"{name} is {found.get(name, 'not known')} there and {version} here: install the same one")
+        ("", f"{name} is {found.get(name, 'not known')} there and {version} here: {same}")
         for name, version in wanted.items()
         if found.get(name) != version
     ]

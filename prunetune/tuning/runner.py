@@ -17,7 +17,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own p
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
-os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16")  # so many workers start at once
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have no metric
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -77,6 +76,9 @@ def run(
             at_end.callback(probe.remove)
             preflight.check(expectation, probe, shipped or [], source, interrupted.is_set)
         slots = _slots(resources) if local else None
+        # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
+        # adds nodes for those that wait, and would else bring one after the other.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "16" if local else "1000"
         longest = most_epochs(problem.template, "post_pruning")
         per_worker = trials_per_worker(config, problem, resources)
         roster = Roster.start()

@@ -151,6 +151,8 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         body = self._store.sub(self._sweep.name).read_record(name)
         if body is None:
             raise WorkError(f"{name}: the trial's record is not in the store")
+        if body["uid"] != assignment["uid"]:
+            raise WorkError(f"{name}: is another trial's record; does another process run this sweep, too?")
         return self._steps(
             trial_config(TrialRecord(**body), self._sweep),
             store=self._store.sub("store"),

@@ -81,7 +81,7 @@ def test_other_versions_are_findings_of_their_own(expectation: dict[str, Any], p
     wanted = {**expectation["versions"], "torch": "1.0", "ray": "0.1"}
     found = [text for _, text in examine({**expectation, "versions": wanted})]
     assert [text.split(" is ")[0] for text in found] == ["torch", "ray"]
-    assert all(text.endswith("here: install the same one") for text in found)
+    assert all(text.endswith("install the same one (`ray up` without --no-restart does)") for text in found)
     assert set(wanted) == {"python", "torch", "ray", "optuna", "prunetune"}
     assert "+" not in expectation["versions"]["torch"]
 
