@@ -14,8 +14,10 @@ SHARED_DATA = Path(os.environ.get("PRUNETUNE_DATA", Path(__file__).parents[2] / 
 
 
 @pytest.fixture(autouse=True)
-def _threads() -> None:
+def _process() -> None:
+    """As it is before a command, tested in this process, has prepared it."""
     torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture(autouse=True)
