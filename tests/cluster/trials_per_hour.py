@@ -19,13 +19,12 @@ PAUSE = 0.1
 """Seconds per step; a trial has 16 epochs of 5 steps."""
 TRIALS = 24
 """Per host."""
+HOSTS = (1, 2, 3)
 
 
 def trials_per_hour(cluster: Cluster, hosts: int) -> float:
     """Of a sweep on the hosts that are there, from the first trial's begin to the last one's end."""
     name = f"waiting-{hosts}"
-    # Every trial computes all of its stages; else the branches would be shorter.
-    cluster.write_sweep(name, trials=TRIALS * hosts // 2, pause=PAUSE, exploration=1.0)
     cluster.on_head(f"cd ~/prunetune/sweeps && python -m prunetune.sweep {name}.yaml")
     found = [(path.stat().st_mtime, record["seconds"]) for path, record in cluster.records(name).items()]
     begun, ended = min(end - seconds for end, seconds in found), max(end for end, _ in found)
@@ -41,7 +40,11 @@ def main() -> None:
         try:
             cluster.boot()
             cluster.ray("get-auth-token", "--generate")
-            for hosts in (1, 2, 3):
+            for hosts in HOSTS:  # `ray up` takes the files along
+                # Every trial computes all of its stages; else the branches would be shorter.
+                trials = TRIALS * hosts // 2
+                cluster.write_sweep(f"waiting-{hosts}", trials=trials, pause=PAUSE, exploration=1.0)
+            for hosts in HOSTS:
                 cluster.worker(f"worker{hosts}", 10 + hosts)
                 cluster.up(*(["--no-restart"] if hosts > 1 else []))
                 wait_for(lambda: len(cluster.nodes()) == hosts + 1, f"{hosts} workers")  # noqa: B023
