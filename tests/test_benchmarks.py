@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -340,6 +341,13 @@ def test_tables_go_between_the_markers_and_nowhere_else() -> None:
     assert tables.replaced(once, "new") == once
     with pytest.raises(ValueError, match="once"):
         tables.replaced("no markers", "new")
+
+
+def test_committed_results_name_no_place_of_the_machine() -> None:
+    files = sorted(common.RESULTS.glob("*.json"))
+    assert files
+    for path in files:
+        assert not re.search(r"[\"=]/|[A-Z]:\\\\", path.read_text(encoding="utf-8")), path.name
 
 
 def test_the_readme_shows_the_committed_results() -> None:
