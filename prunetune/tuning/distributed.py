@@ -15,11 +15,12 @@ import shutil
 import socket
 import struct
 import tempfile
-import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, final
 
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunetune import data as datasets
@@ -121,11 +122,22 @@ def _work(task: dict[str, Any]) -> None:
 
 
 class _Board:
-    """Reports on their way from the first worker to the driver, and the data to all, on the driver's node."""
+    """An actor on the driver's node: runs groups of workers, gives them the data, passes reports on.
+
+    Its methods run in threads. When it is killed, the group it runs goes with it.
+    """
 
     def __init__(self, data: list[Any]) -> None:
         self._data = data
-        self._reports: list[Report] = []
+        self._reports: deque[Report] = deque()
+
+    def fit(self, trainer: TorchTrainer) -> Exception | None:
+        """Run one group to its end; what ended it before."""
+        try:
+            trainer.fit()
+        except Exception as error:
+            return error
+        return None
 
     def data(self) -> list[Any]:
         return self._data
@@ -134,8 +146,7 @@ class _Board:
         self._reports.append(report)
 
     def take(self) -> list[Report]:
-        reports, self._reports = self._reports, []
-        return reports
+        return [self._reports.popleft() for _ in range(len(self._reports))]
 
 
 @final
@@ -145,7 +156,8 @@ class _Progress:
     def __init__(self, report: Callable[..., None], data: list[Any]) -> None:
         """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.board = ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote(data)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
+        self.board = ray.remote(_Board).options(**options).remote(data)
         self.epoch = 0
         self._report = report
 
@@ -156,30 +168,25 @@ class _Progress:
                 self._report(**report)
 
     def close(self) -> None:
-        """Without it workers that somebody left running end at their next epoch."""
+        """End the workers, too, if any still run."""
         ray.kill(self.board)
 
 
 def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Exception | None:
     """Run one group of workers to its end, and show how far it is; what ended it before."""
-    errors: list[Exception] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-        except Exception as error:
-            errors.append(error)
-
-    # Not here: in the main thread Ray Train takes Ctrl-C for itself and exits as if all were well.
-    thread = threading.Thread(target=fit, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        if interrupted.is_set():
-            raise KeyboardInterrupt
+    # Not in this process: in its main thread Ray Train takes Ctrl-C for itself and exits as if all were
+    # well, and a thread that still waits for Ray when this process has left it ends the process with it.
+    try:
+        error = progress.board.fit.remote(trainer)
+        while not ray.wait([error], timeout=0.2)[0]:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            progress.show()
         progress.show()
-    progress.show()
-    return errors[0] if errors else None
+        ended: Exception | None = ray.get(error)
+    except RayError as lost:  # the actor itself
+        ended = lost
+    return ended
 
 
 def _check(error: Exception, lost: int) -> None:
