@@ -78,7 +78,7 @@ def run(
         slots = _slots(resources) if local else None
         # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
         # adds nodes for those that wait, and would else bring one after the other.
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "16" if local else "1000"
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16" if local else "1000")
         longest = most_epochs(problem.template, "post_pruning")
         per_worker = trials_per_worker(config, problem, resources)
         roster = Roster.start()
