@@ -50,8 +50,8 @@ TITLES = {
     "view": "draw the live view once",
     "results": "write results.parquet and best/",
     "report": "write report/",
-    "rebuild": "MLflow, in the background: write 1,000 runs anew",
-    "reconcile": "MLflow, in the background: find 1,000 runs in order",
+    "rebuild": "MLflow, in the background: write {runs:,} runs anew",
+    "reconcile": "MLflow, in the background: find {runs:,} runs in order",
 }
 
 _GOALS = {"resume": 60.0, "propose": 1.0, "report": 60.0, "reconcile": 6.0}
@@ -241,7 +241,8 @@ def render(document: Mapping[str, Any]) -> str:
     body = document["results"]
     seconds = body["seconds"]
     total = body["densities"] * body["trials"]
-    rows = [[title, common.significant(seconds[name])] for name, title in TITLES.items()]
+    runs = min(_RUNS, total)
+    rows = [[title.format(runs=runs), common.significant(seconds[name])] for name, title in TITLES.items()]
     values = {
         "resume": seconds["open"] + seconds["search"] + seconds["rungs"],
         "propose": seconds["propose"],
