@@ -228,9 +228,9 @@ def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[s
 
 def _track(config: Config, records: list[TrialRecord]) -> None:
     """What a sweep that is run again has MLflow's thread do before anything new."""
-    from prunetune.tuning import tracking
+    from prunetune.tuning import experiments, tracking
 
-    tracker = tracking.Tracker(tracking.place(config), "made-up", config.name)
+    tracker = tracking.Tracker(experiments.place(config), "made-up", config.name)
     tracker.begin(config.tree(), records, set())
     if tracker.close():
         raise RuntimeError("MLflow could not be written")

@@ -93,7 +93,7 @@ def _sweep(
     steps: pipeline.Steps,
 ) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
-    from prunetune.tuning import progress, runner, tracking
+    from prunetune.tuning import experiments, progress, runner, tracking
     from prunetune.tuning.search import SweepSearch
 
     console = commands.console()
@@ -102,8 +102,8 @@ def _sweep(
     stages = Store(config.storage).sub("store")
     search = SweepSearch(config, problem, ledger, lambda key: stages.has("stages", key))
     trials = len(search)
-    place = tracking.place(config)
-    tracking.check(place)
+    place = experiments.place(config)
+    experiments.check(place)
     tracker = tracking.Tracker(place, header["sweep_id"], config.name)
     interrupted, status = False, "failed"
     records = ledger.fitting(problem)

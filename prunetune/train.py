@@ -109,9 +109,9 @@ def _source(given: argparse.Namespace) -> Document:
         return document.override(document.read(given.config), given.overrides)
     # With --run-id the first positional argument is an override, too.
     overrides = ([given.config] if given.config else []) + given.overrides
-    from prunetune.tuning import tracking
+    from prunetune.tuning import experiments
 
-    found = tracking.config_of_run(given.run_id, given.tracking_uri, "runs")
+    found = experiments.config_of_run(given.run_id, given.tracking_uri, "runs")
     if found is None:
         raise UserError(
             f"command line: --run-id {given.run_id}: no such run of a trial; "
@@ -180,10 +180,10 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
 
 def _track(config: Config, result: PipelineResult, output: Path) -> str | None:
     """A run in MLflow with parameters, results and files; None, with a warning, where MLflow is away."""
-    from prunetune.tuning import tracking
+    from prunetune.tuning import experiments
 
     try:
-        return tracking.log_training(config, result.metrics(), output)
+        return experiments.log_training(config, result.metrics(), output)
     except Exception as error:  # the network is trained and saved; its log must not undo that
         logging.getLogger(__name__).warning("MLflow could not be written: %s", error)
         return None

@@ -13,73 +13,24 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 
-from prunetune import document, space
-from prunetune.config import SEARCHABLE
-from prunetune.errors import UserError
-from prunetune.schema import Config
-from prunetune.store import Store
+from prunetune import document
+from prunetune.tuning.experiments import Place, experiment_id, hyperparameters, is_refusal, quiet
 from prunetune.tuning.ledger import TrialRecord
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_TAG = "prunetune.sweep"
 _TRIAL_TAG = "prunetune.trial"
+_FILES_TAG = "prunetune.files"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOT_METRICS = {"epoch", "post_epoch", "stage", "reused", "time"}
 _METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a sweep's runs are."""
-
-    uri: str
-    experiment: str
-    artifacts: str | None  # for an experiment that is made; None leaves it to the server
-
-
-def place(config: Config) -> Place:
-    """`tracking` of a configuration.
-
-    By default the server of MLFLOW_TRACKING_URI, else SQLite in the run folder (`runs/` for remote storage).
-    """
-    experiment = config.tracking.experiment or config.name
-    uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if uri:
-        return Place(uri, experiment, None)
-    folder = Store(config.storage).sub(config.name).local_path("")
-    root = Path(folder if folder is not None else Path("runs", config.name)).absolute()
-    root.mkdir(parents=True, exist_ok=True)
-    return Place(f"sqlite:///{root / 'mlflow.db'}", experiment, (root / "mlartifacts").as_uri())
-
-
-def check(where: Place) -> None:
-    """Raise UserError where MLflow knows no such kind of place. One that is away, or is a server, passes."""
-    if where.uri.startswith(("http://", "https://", "sqlite:")):
-        return
-    try:
-        MlflowClient(where.uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        if _refused(error):
-            raise UserError(
-                f"tracking.uri (or MLFLOW_TRACKING_URI) = {where.uri!r}: {str(error).splitlines()[0]}"
-            ) from None
-    except Exception:  # such as a database that is away: tried again later, by the thread
-        logger.debug("%s is not there now", where.uri, exc_info=True)
-
-
-def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
-    """Every hyperparameter of a configuration by its dotted name."""
-    return space.flatten({key: tree[key] for key in SEARCHABLE if tree.get(key) is not None})
 
 
 class Tracker:
@@ -106,7 +57,8 @@ class Tracker:
         self._experiment_id = ""
         self._parent = ""
         self._unwritten = 0
-        self._unattached: list[tuple[str, str, str]] = []
+        self._unattached: list[tuple[str, str, str]] = []  # (run, text, name) of files still to be written
+        self._lacking: set[str] = set()  # runs that an earlier driver left without some of their files
         self._closed_at = math.inf
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
@@ -184,7 +136,7 @@ class Tracker:
                     entry()
                     break
                 except Exception as error:  # the sweep must not stop for its log
-                    if _refused(error):
+                    if is_refusal(error):
                         if not self._parent:  # then every other entry would be, too
                             logger.warning("MLflow at %s refuses this sweep: %s", self.place.uri, error)
                             gave_up = True
@@ -199,10 +151,23 @@ class Tracker:
                         break
                     self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
                     pause = min(2 * pause, 30.0 if not self._closing.is_set() else 5.0)
+        self._write_files(gave_up)
+
+    def _write_files(self, gave_up: bool) -> None:
+        """Artifacts whose storage was away, once more; what is still missing is marked for the next."""
+        if self._client is None:
+            return
         files, self._unattached = self._unattached, []
         while files and not self._unattached:
             self._attach(*files.pop())
-        self._unwritten += len(files) + len(self._unattached)
+        missing = files + self._unattached
+        self._unwritten += len(missing)
+        lacking = {run_id for run_id, _, _ in missing}
+        with suppress(Exception):  # the server is away: it has what the next run of the sweep goes by
+            for run_id in lacking - self._lacking:
+                self._client.set_tag(run_id, _FILES_TAG, "missing")
+            for run_id in set() if gave_up else self._lacking - lacking:
+                self._client.delete_tag(run_id, _FILES_TAG)
 
     def _attach(self, run_id: str, text: str, name: str) -> None:
         """Write an artifact; where its storage is away (it may be another than the server's), at the end."""
@@ -215,9 +180,9 @@ class Tracker:
             self._unattached.append((run_id, text, name))
 
     def _connect(self) -> None:
-        _quiet()
+        quiet()
         self._client = MlflowClient(self.place.uri)
-        self._experiment_id = _experiment(self._client, self.place)
+        self._experiment_id = experiment_id(self._client, self.place)
 
     def _find_runs(self, going_on: set[str]) -> None:
         """The sweep's parent run and its trials' runs, by tag; the parent is made where there is none."""
@@ -237,8 +202,11 @@ class Tracker:
                 continue
             self.run_ids[uid] = run.info.run_id
             self._logged[uid] = self._epochs_of(run)
+            if _FILES_TAG in run.data.tags:
+                self._lacking.add(run.info.run_id)
             if run.info.status in ("FINISHED", "FAILED"):
-                self._closed.add(uid)
+                if run.info.run_id not in self._lacking:
+                    self._closed.add(uid)
             elif run.info.status == "RUNNING" and uid not in going_on:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
@@ -340,78 +308,6 @@ class Tracker:
             self._attach(run_id, record.error, "error.txt")
         self._client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED")
         self._stage.pop(record.uid, None)
-
-
-def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str] | None:
-    """(text of the configuration, tracking URI) logged with a trial's run; None where no such run is found.
-
-    Looks at `uri`, else at MLFLOW_TRACKING_URI and every `<storage>/*/mlflow.db`.
-    """
-    candidates = [uri] if uri else []
-    if not uri:
-        if mlflow.is_tracking_uri_set():
-            candidates.append(mlflow.get_tracking_uri())
-        candidates += [f"sqlite:///{path.absolute()}" for path in sorted(Path(storage).glob("*/mlflow.db"))]
-    for candidate in candidates:
-        try:
-            MlflowClient(candidate).get_run(run_id)
-            path = mlflow.artifacts.download_artifacts(
-                run_id=run_id, artifact_path="config.yaml", tracking_uri=candidate
-            )
-            return Path(path).read_text(encoding="utf-8"), candidate
-        except (MlflowException, OSError):
-            continue
-    return None
-
-
-def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
-    """Log a finished production training as a run of its own; its id. Raises what MLflow raises."""
-    _quiet()
-    where = place(config)
-    client = MlflowClient(where.uri)
-    run_id = str(
-        client.create_run(
-            _experiment(client, where),
-            run_name=f"train d={config.density:g}",
-            tags={"density": f"{config.density:g}", "stage": "production", "status": metrics["status"]},
-        ).info.run_id
-    )
-    parameters = {"density": config.density, **hyperparameters(config.tree())}
-    now = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        params=[Param(name, str(value)) for name, value in parameters.items()],
-        metrics=[
-            Metric(name, float(value), now, 0)
-            for name, value in metrics.items()
-            if isinstance(value, int | float)
-        ],
-    )
-    client.log_artifacts(run_id, str(files))
-    client.set_terminated(run_id)
-    return run_id
-
-
-def _quiet() -> None:
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
-
-
-def _experiment(client: MlflowClient, where: Place) -> str:
-    """The id of the experiment, which is made where there is none."""
-    found = client.get_experiment_by_name(where.experiment)
-    if found is not None:
-        if found.lifecycle_stage == "deleted":  # in the UI; nothing can be logged there
-            client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
-    return str(client.create_experiment(where.experiment, artifact_location=where.artifacts))
-
-
-def _refused(error: Exception) -> bool:
-    """Whether trying again is of no use: not a server that is away, busy or broken."""
-    if isinstance(error, MlflowException):
-        return bool(error.get_http_status_code() < 500 and error.get_http_status_code() != 429)
-    return not isinstance(error, OSError)
 
 
 def _own_config(record: TrialRecord) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import threading
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ from tuning.conftest import finish, make_sweep
 from prunetune import document
 from prunetune.config import from_document
 from prunetune.errors import UserError
-from prunetune.tuning import tracking
+from prunetune.tuning import experiments, tracking
 from prunetune.tuning.ledger import TrialRecord
 from prunetune.tuning.search import SweepSearch
 
@@ -26,7 +27,7 @@ def trials(folder: Path, count: int = 2) -> tuple:
     return config, [record for record in records if record is not None]
 
 
-def runs(place: tracking.Place) -> tuple[list, list]:
+def runs(place: experiments.Place) -> tuple[list, list]:
     """(parents, trials) in MLflow."""
     client = MlflowClient(place.uri)
     experiment = client.get_experiment_by_name(place.experiment)
@@ -45,9 +46,9 @@ def log(tracker: tracking.Tracker, record: TrialRecord, value: float = 0.5) -> N
 
 def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
     config, (first, second) = trials(tmp_path)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin({"lr": {"uniform": [0.0, 1.0]}}, [], set())
     log(tracker, first, 0.6)
     log(tracker, second, 0.3)
     tracker.finish("finished", {"best": 0.6}, {"best/x.yaml": "a: 1"})
@@ -55,6 +56,9 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
 
     (parent,), children = runs(place)
     assert parent.info.status == "FINISHED"
+    assert (
+        mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/sweep.yaml") == "lr:\n  uniform: [0.0, 1.0]\n"
+    )
     assert parent.data.metrics == {"best": 0.6}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     run = next(run for run in children if run.info.run_id == tracker.run_ids[first.uid])
@@ -83,23 +87,23 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
 
 def test_the_configuration_of_a_run_can_be_read_back(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [], set())
     log(tracker, record)
     tracker.close()
-    found = tracking.config_of_run(tracker.run_ids[record.uid], place.uri, "runs")
+    found = experiments.config_of_run(tracker.run_ids[record.uid], place.uri, "runs")
     assert found is not None
     read = from_document(document.parse(found[0], "run"))
     assert read.density == record.density
     assert read.pre_pruning is not None
     assert read.pre_pruning.optimizer.lr == record.params["pre_pruning.optimizer.lr"]
-    assert tracking.config_of_run("0" * 32, place.uri, "runs") is None
+    assert experiments.config_of_run("0" * 32, place.uri, "runs") is None
 
 
 def test_a_driver_that_died_leaves_no_second_run_and_none_running(tmp_path: Path) -> None:
     config, (going_on, gone) = trials(tmp_path)
-    place = tracking.place(config)
+    place = experiments.place(config)
     died = tracking.Tracker(place, "id", "small")
     died.begin(config.tree(), [], set())
     for record in (going_on, gone):
@@ -129,7 +133,7 @@ def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
     config, records = trials(tmp_path)
     for record in records:
         finish(record, 0.5)
-    place = tracking.place(config)
+    place = experiments.place(config)
     for _ in range(2):  # and a second time changes nothing
         tracker = tracking.Tracker(place, "id", "small")
         tracker.begin(config.tree(), records, set())
@@ -145,7 +149,7 @@ def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
 
 def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> None:
     config, (whole, part) = trials(tmp_path)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [], set())
     for record in (whole, part):
@@ -173,7 +177,7 @@ def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> No
 
 def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [], set())
     tracker.started(record)
@@ -185,7 +189,7 @@ def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
 
 def test_a_server_that_is_away_for_a_while_gets_everything_later(tmp_path: Path, monkeypatch) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
     back = threading.Event()
     real = tracking.MlflowClient.log_batch
@@ -215,7 +219,7 @@ def test_a_server_that_stays_away_is_given_up_at_the_end_and_counted(tmp_path: P
         raise requests.ConnectionError("away")
 
     monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
-    tracker = tracking.Tracker(tracking.place(config), "id", "small", attempts_at_end=0.2)
+    tracker = tracking.Tracker(experiments.place(config), "id", "small", attempts_at_end=0.2)
     tracker.begin(config.tree(), [], set())
     log(tracker, record)
     assert tracker.close() == 4
@@ -223,7 +227,7 @@ def test_a_server_that_stays_away_is_given_up_at_the_end_and_counted(tmp_path: P
 
 def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path, monkeypatch) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [], set())
     tracker.started(record)
@@ -242,7 +246,7 @@ def test_a_sweep_that_mlflow_refuses_is_told_once(tmp_path: Path, monkeypatch, c
         raise MlflowException("no such kind of store", error_code=INVALID_PARAMETER_VALUE)
 
     monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
-    tracker = tracking.Tracker(tracking.place(config), "id", "small")
+    tracker = tracking.Tracker(experiments.place(config), "id", "small")
     tracker.begin(config.tree(), [], set())
     log(tracker, record)
     assert tracker.close() == 4
@@ -252,7 +256,7 @@ def test_a_sweep_that_mlflow_refuses_is_told_once(tmp_path: Path, monkeypatch, c
 
 def test_an_experiment_that_was_deleted_is_restored(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     client = MlflowClient(place.uri)
     client.delete_experiment(client.create_experiment(place.experiment, place.artifacts))
     tracker = tracking.Tracker(place, "id", "small")
@@ -267,7 +271,7 @@ def test_metrics_do_not_wait_for_a_storage_of_artifacts_that_is_away(
     tmp_path: Path, monkeypatch, comes_back: bool
 ) -> None:
     config, (record,) = trials(tmp_path, 1)
-    place = tracking.place(config)
+    place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small", attempts_at_end=0.2)
     real, files = tracking.MlflowClient.log_text, []
 
@@ -284,19 +288,31 @@ def test_metrics_do_not_wait_for_a_storage_of_artifacts_that_is_away(
     assert files[:2] == ["sweep.yaml", "config.yaml"]
     (child,) = runs(place)[1]
     assert child.data.metrics["val_accuracy"] == 0.5
+    assert ("prunetune.files" in child.data.tags) != comes_back
+    if comes_back:
+        return
+
+    monkeypatch.setattr(tracking.MlflowClient, "log_text", real)
+    for _ in range(2):  # the same command, when the storage is there again; then there is nothing to do
+        again = tracking.Tracker(place, "id", "small")
+        again.begin(config.tree(), [record], set())
+        assert again.close() == 0
+        (child,) = runs(place)[1]
+        assert "prunetune.files" not in child.data.tags
+        assert [f.path for f in MlflowClient(place.uri).list_artifacts(child.info.run_id)] == ["config.yaml"]
 
 
 def test_a_place_that_mlflow_does_not_know_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^tracking.uri \(or MLFLOW_TRACKING_URI\) = 'htp://x': "):
-        tracking.check(tracking.Place("htp://x", "small", None))
-    tracking.check(tracking.Place(f"sqlite:///{tmp_path}/mlflow.db", "small", None))
-    tracking.check(tracking.Place("http://127.0.0.1:9", "small", None))  # away, perhaps for now
+        experiments.check(experiments.Place("htp://x", "small", None))
+    experiments.check(experiments.Place(f"sqlite:///{tmp_path}/mlflow.db", "small", None))
+    experiments.check(experiments.Place("http://127.0.0.1:9", "small", None))  # away, perhaps for now
 
 
 def test_the_default_database_has_an_absolute_path(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     config, _, _ = make_sweep(Path("relative"))
-    place = tracking.place(config)
+    place = experiments.place(config)
     assert place.uri == f"sqlite:///{tmp_path}/relative/small/mlflow.db"
     assert place.artifacts == (tmp_path / "relative/small/mlartifacts").as_uri()
 
@@ -304,16 +320,16 @@ def test_the_default_database_has_an_absolute_path(tmp_path: Path, monkeypatch) 
 @pytest.mark.parametrize("uri", ["http://server:5000", "sqlite:////srv/mlflow.db"])
 def test_a_configured_server_is_used_as_it_is(tmp_path: Path, uri: str) -> None:
     config, _, _ = make_sweep(tmp_path, f"tracking={{uri: '{uri}', experiment: team}}")
-    assert tracking.place(config) == tracking.Place(uri, "team", None)
+    assert experiments.place(config) == experiments.Place(uri, "team", None)
 
 
 def test_the_server_is_the_environments_where_the_file_names_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, _, _ = make_sweep(tmp_path)
-    assert tracking.place(config).uri.startswith("sqlite:///")
+    assert experiments.place(config).uri.startswith("sqlite:///")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     # Its artifacts are the server's affair: this machine's folders mean nothing there.
-    assert tracking.place(config) == tracking.Place("http://127.0.0.1:5000", config.name, None)
+    assert experiments.place(config) == experiments.Place("http://127.0.0.1:5000", config.name, None)
     named, _, _ = make_sweep(tmp_path, "tracking.uri=sqlite:////elsewhere/mlflow.db")
-    assert tracking.place(named).uri == "sqlite:////elsewhere/mlflow.db"
+    assert experiments.place(named).uri == "sqlite:////elsewhere/mlflow.db"
