@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import NoReturn
 
-from prunetune import interruption
+from prunetune import process
 
 _COMMANDS = {
     "sweep": "search a configuration per density",
@@ -16,10 +16,10 @@ _COMMANDS = {
 
 def main() -> NoReturn:
     """The console script."""
-    interruption.while_importing()
+    process.begin()
     from prunetune import commands
 
-    commands.run(_dispatch)
+    process.end(commands.run(_dispatch))
 
 
 def _dispatch(arguments: list[str]) -> int:

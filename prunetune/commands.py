@@ -8,12 +8,11 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from prunetune import data as datasets
-from prunetune import interruption, models
+from prunetune import models, process
 from prunetune.config import kept
 from prunetune.document import Document
 from prunetune.errors import UserError, WorkError
@@ -25,10 +24,10 @@ from prunetune.sparsity.smoothing import relus, skip_blocks
 EXIT_OK, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
-def run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> NoReturn:
-    """Run a command and exit with its code; errors of the user's are one message, without a traceback."""
+def run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
+    """Run a command; its exit code. Errors of the user's are one message, without a traceback."""
     argv = sys.argv[1:] if arguments is None else arguments
-    interruption.over()
+    process.begun()
     try:
         code = command(argv)
     except UserError as error:
@@ -43,8 +42,7 @@ def run(command: Callable[[list[str]], int], arguments: list[str] | None = None)
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
-    sys.stdout.flush()
-    sys.exit(code)
+    return code
 
 
 def console() -> Console:

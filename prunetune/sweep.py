@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from prunetune import interruption
+    from prunetune import process
 
-    interruption.while_importing()
+    process.begin()
 
 import argparse
 import functools
@@ -326,4 +326,4 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    process.end(commands.run(main))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from prunetune import interruption
+    from prunetune import process
 
-    interruption.while_importing()
+    process.begin()
 
 import argparse
 import json
@@ -190,4 +190,4 @@ def _track(config: Config, result: PipelineResult, output: Path) -> str | None:
 
 
 if __name__ == "__main__":
-    commands.run(main)
+    process.end(commands.run(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prunetune import __main__, commands, interruption, report, sweep, train
+from prunetune import __main__, commands, process, report, sweep, train
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "sweeps" / "digits.yaml")
@@ -17,10 +18,9 @@ DIGITS = str(ROOT / "sweeps" / "digits.yaml")
 
 def fails(capsys, command, *arguments: str, code: int = 2) -> str:
     """The message of a command that must fail with `code`."""
-    with pytest.raises(SystemExit) as ended:
-        commands.run(command, list(arguments))
+    ended = commands.run(command, list(arguments))
     captured = capsys.readouterr()
-    assert ended.value.code == code, captured
+    assert ended == code, captured
     assert "Traceback" not in captured.err + captured.out
     return captured.err
 
@@ -212,35 +212,48 @@ def test_a_comparison_of_several_sweeps_is_printed_and_written(capsys, tmp_path:
 
 
 def test_ctrl_c_while_a_command_is_imported_is_no_traceback() -> None:
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-X", "importtime", "-m", "prunetune.sweep", "none.yaml"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    assert process.stderr is not None
-    while not process.stderr.readline().endswith("argparse\n"):  # the first import of that module
+    assert started.stderr is not None
+    while not started.stderr.readline().endswith("argparse\n"):  # the first import of that module
         pass
-    process.send_signal(signal.SIGINT)
-    rest = process.stderr.read()
-    assert process.wait() == 130
+    started.send_signal(signal.SIGINT)
+    rest = started.stderr.read()
+    assert started.wait() == 130
     assert rest.endswith("prunetune: interrupted\n")
     assert "Traceback" not in rest
 
 
 def test_ctrl_c_is_an_exception_again_once_a_command_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before, often = signal.signal(signal.SIGINT, signal.default_int_handler), gc.get_threshold()
     try:
-        interruption.while_importing()
+        process.begin()
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
 
         def command(arguments: list[str]) -> int:
             signal.raise_signal(signal.SIGINT)
             return 0
 
-        with pytest.raises(SystemExit) as ended:
-            commands.run(command, [])
-        assert ended.value.code == 130
+        assert commands.run(command, []) == 130
     finally:
         signal.signal(signal.SIGINT, before)
+        gc.set_threshold(*often)
+
+
+def test_a_command_ends_with_its_code_and_nothing_of_its_output_is_lost() -> None:
+    text = """
+import atexit, sys
+from prunetune import process
+atexit.register(print, "and what is registered")
+print("its output")
+print("its errors", end="", file=sys.stderr)
+process.end(3)
+"""
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (3, "its output\nand what is registered\n")
+    assert ended.stderr == "its errors"

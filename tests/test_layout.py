@@ -12,7 +12,7 @@ import prunetune
 PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
-    ("errors", "interruption"),
+    ("errors", "process"),
     ("document", "schema"),
     ("distributions",),
     ("space",),
