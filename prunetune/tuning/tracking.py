@@ -241,7 +241,10 @@ class Tracker:
 
     def _open(self, record: TrialRecord) -> None:
         assert self._client is not None
-        if record.uid not in self.run_ids:
+        if record.uid in self.run_ids:
+            self._client.update_run(self.run_ids[record.uid], status="RUNNING")
+            self._client.set_tag(self.run_ids[record.uid], "status", "running")
+        else:
             self.run_ids[record.uid] = self._client.create_run(
                 self._experiment_id,
                 run_name=f"d={record.density:g} #{record.number}",
@@ -254,6 +257,7 @@ class Tracker:
                     "trial": str(record.number),
                     "config_hash": record.config_hash,
                     "branched": str(record.branched).lower(),
+                    "status": "running",
                 },
             ).info.run_id
         run_id = self.run_ids[record.uid]
@@ -262,8 +266,6 @@ class Tracker:
             self._client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
             self._attach(run_id, document.dump(_own_config(record)), "config.yaml")
             self._described.add(record.uid)
-        self._client.update_run(run_id, status="RUNNING")
-        self._client.set_tag(run_id, "status", "running")
         self._stage[record.uid] = ""
 
     def _log(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
@@ -277,14 +279,13 @@ class Tracker:
             for name, value in report.items()
             if name not in _NOT_METRICS
         ]
+        stage = reports[-1]["stage"] if reports else ""
+        tags = [RunTag("stage", stage)] if stage != self._stage.get(record.uid, "") else []
         for start in range(0, len(metrics), _METRICS_PER_BATCH):
-            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH])
+            self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH], tags=tags)
         if reports:
             self._logged[record.uid] = max(last, *(report["epoch"] for report in reports))
-            stage = reports[-1]["stage"]
-            if self._stage.get(record.uid) != stage:
-                self._client.set_tag(run_id, "stage", stage)
-                self._stage[record.uid] = stage
+            self._stage[record.uid] = stage
 
     def _close_run(self, record: TrialRecord) -> None:
         assert self._client is not None
