@@ -24,10 +24,10 @@ from prunetune.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
 from prunetune.stages import post_pruning, pre_pruning
+from prunetune.stages.checkpoint import EpochCheckpoint
 from prunetune.stages.post_pruning import smoothing_at
 from prunetune.stages.stage import Context, load_state, state_of
 from prunetune.store import Store
-from prunetune.training import EpochCheckpoint
 
 WEIGHTS = 64 * 16 + 16 * 16 + 16 * 10
 """Prunable weights of the `tiny` network."""
@@ -761,7 +761,7 @@ def test_finished_stages_leave_no_checkpoint(small: Tree, store: Store) -> None:
 def test_no_checkpoint_is_written_before_it_is_time(
     small: Tree, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunetune.training._LONG_EPOCH", float("inf"))
+    monkeypatch.setattr("prunetune.stages.checkpoint._LONG_EPOCH", float("inf"))
     assert not any(r["checkpointed"] for r in drive(small, store, interval=1e9).reports)
     assert EpochCheckpoint(store, "k").interval == 5.0
 

@@ -17,12 +17,12 @@ from prunetune import training
 from prunetune.data import Dataset, Split, batches
 from prunetune.data.dataset import split_off_validation
 from prunetune.schema import AugmentationConfig, OptimizerConfig, PrePruningConfig, ScheduleConfig
+from prunetune.stages.checkpoint import EpochCheckpoint
 from prunetune.stages.pre_pruning import _learner
 from prunetune.stages.stage import state_of
 from prunetune.store import Store
 from prunetune.training import (
     DivergedError,
-    EpochCheckpoint,
     Learner,
     Metrics,
     Smoothing,

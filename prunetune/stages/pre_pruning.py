@@ -16,10 +16,10 @@ from prunetune.schema import MaskConfig, PrePruningConfig
 from prunetune.sparsity import schedules
 from prunetune.sparsity.dynamic import cubic_density
 from prunetune.sparsity.masks import LearnableMask, prunable
+from prunetune.stages.checkpoint import Curve
 from prunetune.stages.stage import Context, Step, state_of, train_stage
 from prunetune.store import Artefact
 from prunetune.training import (
-    Curve,
     Learner,
     Metrics,
     Unconstrained,

@@ -14,8 +14,9 @@ from prunetune.data import Dataset
 from prunetune.parallel import ALONE, Replicas
 from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig
+from prunetune.stages.checkpoint import Curve, EpochCheckpoint
 from prunetune.store import Artefact, Artefacts
-from prunetune.training import Curve, DivergedError, EpochCheckpoint, EpochWork, Learner
+from prunetune.training import DivergedError, EpochWork, Learner
 
 Report = dict[str, Any]
 """Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `last` (the stage is trained), `reused`, and the

@@ -52,6 +52,7 @@ def test_an_error_that_is_not_of_the_workers_is_not_tried_again() -> None:
         (True, {"CPU": 4, "GPU": 2}, 0, {"CPU": 1, "GPU": 1}),
         (False, {"CPU": 1}, 0.25, {"CPU": 1, "GPU": 1}),  # the autoscaler will bring them
         (False, {"CPU": 1}, 0, {"CPU": 1}),
+        (False, {"CPU": 8, "GPU": 4}, 0, {"CPU": 1, "GPU": 1}),
     ],
 )
 def test_a_worker_gets_a_whole_gpu_where_there_are_gpus(
@@ -62,6 +63,16 @@ def test_a_worker_gets_a_whole_gpu_where_there_are_gpus(
     scaling = distributed._scaling(config, 2, local)
     assert (scaling.num_workers, scaling.resources_per_worker) == (2, expected)
     assert scaling.use_gpu == ("GPU" in expected)
+
+
+def test_a_cluster_that_is_too_small_yet_is_told_and_waited_for(monkeypatch, config: Config, caplog) -> None:
+    monkeypatch.setattr(distributed.ray, "cluster_resources", lambda: {"CPU": 2})
+    assert distributed._scaling(config, 3, False).num_workers == 3
+    (message,) = caplog.messages
+    assert message == (
+        "--workers 3: they need 3 CPUs (resources.cpus each); the Ray cluster has 2; "
+        "waiting for the autoscaler to add nodes"
+    )
 
 
 @pytest.mark.parametrize(
