@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,31 @@ from prunetune.training import EpochWork, seed_of
 
 FORMAT = 5
 """Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
+
+
+Yielded = TypeVar("Yielded")
+Returned = TypeVar("Returned")
+
+
+@final
+class Outcome(Generic[Yielded, Returned]):
+    """Iterates over a generator; then `value` is what it returned.
+
+    >>> def count():
+    ...     yield 1
+    ...     return "done"
+    >>> outcome = Outcome(count())
+    >>> list(outcome), outcome.value
+    ([1], 'done')
+    """
+
+    value: Returned
+
+    def __init__(self, generator: Generator[Yielded, None, Returned]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[Yielded]:
+        self.value = yield from self._generator
 
 
 @dataclass(frozen=True)
@@ -110,21 +135,19 @@ def run_pipeline(
         config = configuration.from_document(Document("configuration", dict(config)))
     if store is None:
         store = training_store(config)
-    trial = run(
-        config,
-        store=store,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        owner=owner,
-        checkpoint_interval=checkpoint_interval,
+    trial = Outcome(
+        run(
+            config,
+            store=store,
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            owner=owner,
+            checkpoint_interval=checkpoint_interval,
+        )
     )
-    while True:
-        try:
-            metrics = next(trial)
-        except StopIteration as end:
-            result: PipelineResult = end.value
-            return result
+    for metrics in trial:
         if report is not None:
             report(**metrics)
+    return trial.value
 
 
 def training_store(config: Config) -> Store:
@@ -149,24 +172,22 @@ def run(
     Each report has `epoch` (over all stages, from 1) and, in the third stage, `post_epoch`. Closing the
     generator leaves finished stages and the newest epoch checkpoint in the store.
     """
-    trial = steps(
-        config,
-        store=store,
-        device=device,
-        owner=owner,
-        checkpoint_interval=checkpoint_interval,
-        replicas=replicas,
+    trial = Outcome(
+        steps(
+            config,
+            store=store,
+            device=device,
+            owner=owner,
+            checkpoint_interval=checkpoint_interval,
+            replicas=replicas,
+        )
     )
-    while True:
-        try:
-            step = next(trial)
-        except StopIteration as end:
-            result: PipelineResult = end.value
-            return result
+    for step in trial:
         if isinstance(step, EpochWork):
             step.run()
         else:
             yield step
+    return trial.value
 
 
 def steps(
@@ -194,17 +215,15 @@ def steps(
     epochs = {False: 0, True: 0}  # by whether they were reused
 
     def counted(stage: Generator[Step, None, Any]) -> Generator[Step, None, Any]:
-        while True:
-            try:
-                report = next(stage)
-            except StopIteration as end:
-                return end.value
+        outcome = Outcome(stage)
+        for report in outcome:
             if isinstance(report, EpochWork):
                 yield report
                 continue
             epochs[report["reused"]] += 1
             post = {"post_epoch": report["stage_epoch"]} if report["stage"] == "post_pruning" else {}
             yield {"epoch": sum(epochs.values()), **post, **report}
+        return outcome.value
 
     def result(
         status: str, meta: dict[str, Any], state: dict[str, Tensor], masks: dict[str, Tensor]

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import fs as pafs
+
+from prunetune.store import Store
 
 SHARED_DATA = Path(os.environ.get("PRUNETUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 """MNIST and CIFAR-10, where this machine has them."""
@@ -63,3 +66,13 @@ def tiny() -> dict[str, Any]:
             "soft_skip": {"gamma0": 0.5, "horizon": 0.5},
         },
     }
+
+
+@pytest.fixture
+def remote() -> Store:
+    """A store on a filesystem that is not the local disk, as an object store's client gives one."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory", skip_instance_cache=True)
+    memory.store.clear()
+    memory.pseudo_dirs[:] = [""]
+    return Store("bucket/runs", pafs.PyFileSystem(pafs.FSSpecHandler(memory)))

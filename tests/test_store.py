@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from pyarrow import fs as pafs
 
 from prunetune.errors import UserError
 from prunetune.store import Artefact, Store
@@ -450,16 +449,6 @@ def test_reading_below_a_file_is_a_users_error_or_nothing(tmp_path: Path) -> Non
 def test_an_unknown_scheme_is_a_users_error() -> None:
     with pytest.raises(UserError, match="storage = 'nothing://bucket/x': not a usable location"):
         Store("nothing://bucket/x")
-
-
-@pytest.fixture
-def remote() -> Store:
-    """A store on a filesystem that is not the local disk, as an object store's client gives one."""
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory", skip_instance_cache=True)
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-    return Store("bucket/runs", pafs.PyFileSystem(pafs.FSSpecHandler(memory)))
 
 
 def test_on_a_remote_filesystem_artefacts_and_records_work_the_same(remote: Store) -> None:

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunetune.sparsity.masks import prunable
 
 
+@sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 def rescale(
     model: nn.Module,
     batches: Iterator[tuple[Tensor, Tensor]],
@@ -31,20 +32,6 @@ def rescale(
     ‖g‖ instead. Adam with the scales' gradient clipped to norm 1; no scale below `min_scale`. Pruned
     weights are zero and stay so. `batches` gives normalized images and labels, two per iteration.
     """
-    with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-        return _rescale(model, batches, iterations, eta, gamma, lr, min_scale, loss)
-
-
-def _rescale(
-    model: nn.Module,
-    batches: Iterator[tuple[Tensor, Tensor]],
-    iterations: int,
-    eta: float,
-    gamma: float,
-    lr: float,
-    min_scale: float,
-    loss: Callable[[Tensor, Tensor], Tensor],
-) -> dict[str, float]:
     weights = {name: weight.detach() for name, weight in prunable(model).items()}
     alive = {name: (weight != 0).to(weight) for name, weight in weights.items()}
     device = next(iter(weights.values())).device

@@ -221,18 +221,14 @@ def _scaling(config: Config, workers: int, local: bool) -> ray.train.ScalingConf
 
 def _stored(config: Config, store: Store, owner: str) -> PipelineResult:
     """The result as the workers left it in the store; nothing is trained here."""
-    steps = pipeline.steps(config, store=store, owner=owner)
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as end:
-            result: PipelineResult = end.value
-            return result
+    trial = pipeline.Outcome(pipeline.steps(config, store=store, owner=owner))
+    for step in trial:
         if isinstance(step, EpochWork):
             raise WorkError(
                 f"storage = {config.storage}: what the workers have stored is not there as seen from here; "
                 "on a cluster it must be a folder that all nodes share, or a URI (s3://…)"
             )
+    return trial.value
 
 
 class _OnNodeAddress(TorchConfig):  # type: ignore[misc]

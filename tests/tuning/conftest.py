@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pyarrow import fs as pafs
 
 from prunetune import document
 from prunetune.config import sweep_from_document
@@ -46,16 +45,6 @@ def make_sweep(folder: Path, *overrides: str, text: str = TEXT) -> tuple[Config,
     source = document.override(document.parse(text, "small.yaml"), [f"storage={folder}", *overrides])
     template, config = sweep_from_document(source)
     return config, Problem.of(template), Ledger(Store(str(folder)).sub(config.name))
-
-
-@pytest.fixture
-def remote() -> Store:
-    """A store on a filesystem that is not the local disk."""
-    fsspec = pytest.importorskip("fsspec")
-    memory = fsspec.filesystem("memory", skip_instance_cache=True)
-    memory.store.clear()
-    memory.pseudo_dirs[:] = [""]
-    return Store("bucket/runs", pafs.PyFileSystem(pafs.FSSpecHandler(memory)))
 
 
 def finish(
