@@ -231,7 +231,7 @@ def _track(config: Config, records: list[TrialRecord]) -> None:
     from prunetune.tuning import experiments, tracking
 
     tracker = tracking.Tracker(experiments.place(config), "made-up", config.name)
-    tracker.begin(config.tree(), records, set())
+    tracker.begin(config.tree(), records)
     if tracker.close():
         raise RuntimeError("MLflow could not be written")
 

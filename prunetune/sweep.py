@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.table import Table
 
-from prunetune import commands, document, models, pipeline, space
+from prunetune import commands, document, models, pipeline, process, space
 from prunetune import data as datasets
 from prunetune.config import (
     digest,
@@ -93,8 +93,9 @@ def _sweep(
     steps: pipeline.Steps,
 ) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
-    from prunetune.tuning import experiments, progress, runner, tracking
-    from prunetune.tuning.search import SweepSearch
+    with process.importing():
+        from prunetune.tuning import experiments, progress, runner, tracking
+        from prunetune.tuning.search import SweepSearch
 
     console = commands.console()
     ledger = Ledger(store)
@@ -112,7 +113,7 @@ def _sweep(
         config.keep, ledger, records, storage.sub("store"), retention.References(storage, config.name)
     )
     try:
-        tracker.begin(source.tree, records, search.to_reissue)
+        tracker.begin(source.tree, records)
         if trials:
             finished = sum(r.finished for r in records)
             console.print(

@@ -114,7 +114,7 @@ def _source(given: argparse.Namespace) -> Document:
     found = experiments.config_of_run(given.run_id, given.tracking_uri, "runs")
     if found is None:
         raise UserError(
-            f"command line: --run-id {given.run_id}: no such run of a trial; "
+            f"command line: --run-id {given.run_id}: no run of a trial with a configuration; "
             "give the server or the sweep's database with --tracking-uri"
         )
     text, uri = found

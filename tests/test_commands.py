@@ -99,7 +99,7 @@ def test_a_missing_file_is_named(capsys) -> None:
 def test_training_needs_values_one_density_and_a_file(capsys) -> None:
     assert "is a distribution" in fails(capsys, train.main, DIGITS)
     assert "a CONFIG file or --run-id is needed" in fails(capsys, train.main)
-    assert "no such run" in fails(capsys, train.main, "--run-id", "0" * 32)
+    assert "no run of a trial with a configuration" in fails(capsys, train.main, "--run-id", "0" * 32)
 
 
 def test_numbers_of_workers_that_cannot_be_are_named(capsys, tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_ctrl_c_is_an_exception_again_once_a_command_runs(monkeypatch: pytest.Mo
         assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
 
         def command(arguments: list[str]) -> int:
+            assert gc.get_threshold() == often
             signal.raise_signal(signal.SIGINT)
             return 0
 
@@ -257,3 +258,10 @@ process.end(3)
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (3, "its output\nand what is registered\n")
     assert ended.stderr == "its errors"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_output_that_could_not_be_written_is_a_failure() -> None:
+    text = "from prunetune import process; print('its output'); process.end(0)"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", text], stdout=full).returncode == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from prunetune import space
 from prunetune.config import SEARCHABLE
@@ -52,10 +54,11 @@ def check(where: Place) -> None:
         return
     try:
         MlflowClient(where.uri).search_experiments(max_results=1)
-    except MlflowException as error:
-        raise UserError(
-            f"tracking.uri (or MLFLOW_TRACKING_URI) = {where.uri!r}: {str(error).splitlines()[0]}"
-        ) from None
+    except (MlflowException, OSError) as error:
+        if isinstance(error, OSError) or is_refusal(error):
+            raise UserError(
+                f"tracking.uri (or MLFLOW_TRACKING_URI) = {where.uri!r}: {str(error).splitlines()[0]}"
+            ) from None
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +90,7 @@ def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str]
 
 def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
     """Log a finished production training as a run of its own; its id. Raises what MLflow raises."""
-    quiet()
+    prepare_client()
     where = place(config)
     client = MlflowClient(where.uri)
     run_id = str(
@@ -99,22 +102,30 @@ def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
     )
     parameters = {"density": config.density, **hyperparameters(config.tree())}
     now = int(time.time() * 1000)
-    client.log_batch(
-        run_id,
-        params=[Param(name, str(value)) for name, value in parameters.items()],
-        metrics=[
-            Metric(name, float(value), now, 0)
-            for name, value in metrics.items()
-            if isinstance(value, int | float)
-        ],
-    )
-    client.log_artifacts(run_id, str(files))
+    try:
+        client.log_batch(
+            run_id,
+            params=[Param(name, str(value)) for name, value in parameters.items()],
+            metrics=[
+                Metric(name, float(value), now, 0)
+                for name, value in metrics.items()
+                if isinstance(value, int | float)
+            ],
+        )
+        client.log_artifacts(run_id, str(files))
+    except Exception:
+        with suppress(Exception):
+            client.set_terminated(run_id, "FAILED")  # not RUNNING for ever
+        raise
     client.set_terminated(run_id)
     return run_id
 
 
-def quiet() -> None:
-    """Leave what MLflow says to its errors."""
+def prepare_client() -> None:
+    """Leave what MLflow says to its errors, and how long to try to the caller, not the HTTP client."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
     for noisy in ("mlflow", "alembic"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -133,4 +144,4 @@ def is_refusal(error: Exception) -> bool:
     """Whether trying again is of no use: not a server that is away, busy or broken."""
     if isinstance(error, MlflowException):
         return bool(error.get_http_status_code() < 500 and error.get_http_status_code() != 429)
-    return not isinstance(error, OSError)
+    return not isinstance(error, OSError | OperationalError | InterfaceError)

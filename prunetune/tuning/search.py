@@ -86,11 +86,6 @@ class SweepSearch:
         missing = sum(self.total(density) - issued for density, issued in self._issued.items())
         return missing + len(self._again) + len(self._lost) + len(self._held) + len(self._failed)
 
-    @property
-    def to_reissue(self) -> set[str]:
-        """The uids of recorded trials that will run again."""
-        return {record.uid for record in (*self._again, *self._failed)}
-
     def total(self, density: float) -> int:
         """How many trials this density has, in this space, when the sweep is done."""
         if density in self._exhausted:

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from prunetune import document
-from prunetune.tuning.experiments import Place, experiment_id, hyperparameters, is_refusal, quiet
+from prunetune.tuning import experiments
+from prunetune.tuning.artifacts import Artifacts
 from prunetune.tuning.ledger import TrialRecord
 
 logger = logging.getLogger(__name__)
 
 _SWEEP_TAG = "prunetune.sweep"
 _TRIAL_TAG = "prunetune.trial"
-_FILES_TAG = "prunetune.files"
 _PARENT_TAG = "mlflow.parentRunId"
 _NOT_METRICS = {"epoch", "post_epoch", "stage", "reused", "time"}
 _METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
@@ -36,12 +34,11 @@ _METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
 class Tracker:
     """Listens to a sweep and writes MLflow. `run_ids` maps trials' uids to their runs, as far as written."""
 
-    def __init__(self, where: Place, sweep_id: str, name: str, attempts_at_end: float = 20.0) -> None:
+    def __init__(
+        self, where: experiments.Place, sweep_id: str, name: str, attempts_at_end: float = 20.0
+    ) -> None:
         """`attempts_at_end`: seconds for which `close` goes on trying to reach a server that is away."""
-        # A server that is away is this class's business, not the HTTP client's for minutes per call.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
+        experiments.prepare_client()
         self.run_ids: dict[str, str] = {}
         self.place = where
         self._sweep_id = sweep_id
@@ -57,26 +54,25 @@ class Tracker:
         self._experiment_id = ""
         self._parent = ""
         self._unwritten = 0
-        self._unattached: list[tuple[str, str, str]] = []  # (run, text, name) of files still to be written
-        self._lacking: set[str] = set()  # runs that an earlier driver left without some of their files
+        self._artifacts = Artifacts(where.uri)
         self._closed_at = math.inf
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def begin(self, file: dict[str, Any], records: list[TrialRecord], going_on: set[str]) -> None:
+    def begin(self, file: dict[str, Any], records: list[TrialRecord]) -> None:
         """Open the parent run, with the sweep's file as given; bring the runs in line with the records.
 
-        A trial without a run gets one. A run left RUNNING by a driver that died is closed, unless its
-        trial is in `going_on`.
+        A finished trial without a run gets one. A run left RUNNING by a driver that died is closed; it is
+        opened again when its trial goes on.
         """
         text = document.dump(file)
 
         def begin() -> None:
             self._connect()
             assert self._client is not None
-            self._find_runs(going_on)
+            self._find_runs()
             self._client.set_tag(self._parent, "status", "running")
-            self._attach(self._parent, text, "sweep.yaml")
+            self._artifacts.attach(self._client, self._parent, text, "sweep.yaml")
 
         self._queue.put(begin)
         for record in records:
@@ -109,7 +105,8 @@ class Tracker:
             for name, value in summary.items():
                 self._client.log_metric(self._parent, name, value)
             for name, text in files.items():
-                self._attach(self._parent, text, name)
+                self._artifacts.attach(self._client, self._parent, text, name)
+            self._artifacts.all_given(self._parent)
             self._client.set_tag(self._parent, "status", status)
             ended = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status]
             self._client.set_terminated(self._parent, ended)
@@ -136,7 +133,7 @@ class Tracker:
                     entry()
                     break
                 except Exception as error:  # the sweep must not stop for its log
-                    if is_refusal(error):
+                    if experiments.is_refusal(error):
                         if not self._parent:  # then every other entry would be, too
                             logger.warning("MLflow at %s refuses this sweep: %s", self.place.uri, error)
                             gave_up = True
@@ -151,40 +148,14 @@ class Tracker:
                         break
                     self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
                     pause = min(2 * pause, 30.0 if not self._closing.is_set() else 5.0)
-        self._write_files(gave_up)
-
-    def _write_files(self, gave_up: bool) -> None:
-        """Artifacts whose storage was away, once more; what is still missing is marked for the next."""
-        if self._client is None:
-            return
-        files, self._unattached = self._unattached, []
-        while files and not self._unattached:
-            self._attach(*files.pop())
-        missing = files + self._unattached
-        self._unwritten += len(missing)
-        lacking = {run_id for run_id, _, _ in missing}
-        with suppress(Exception):  # the server is away: it has what the next run of the sweep goes by
-            for run_id in lacking - self._lacking:
-                self._client.set_tag(run_id, _FILES_TAG, "missing")
-            for run_id in set() if gave_up else self._lacking - lacking:
-                self._client.delete_tag(run_id, _FILES_TAG)
-
-    def _attach(self, run_id: str, text: str, name: str) -> None:
-        """Write an artifact; where its storage is away (it may be another than the server's), at the end."""
-        assert self._client is not None
-        try:
-            self._client.log_text(run_id, text, name)
-        except Exception as error:  # metrics do not wait for it
-            if not self._unattached:
-                logger.warning("MLflow at %s takes no artifacts: %s", self.place.uri, error)
-            self._unattached.append((run_id, text, name))
+        if self._client is not None and not gave_up:
+            self._unwritten += self._artifacts.close(self._client, self._patience)
 
     def _connect(self) -> None:
-        quiet()
         self._client = MlflowClient(self.place.uri)
-        self._experiment_id = experiment_id(self._client, self.place)
+        self._experiment_id = experiments.experiment_id(self._client, self.place)
 
-    def _find_runs(self, going_on: set[str]) -> None:
+    def _find_runs(self) -> None:
         """The sweep's parent run and its trials' runs, by tag; the parent is made where there is none."""
         assert self._client is not None
         found = self._search(f"tags.`{_SWEEP_TAG}` = '{self._sweep_id}'")
@@ -197,17 +168,15 @@ class Tracker:
                 self._experiment_id, run_name=self._name, tags={_SWEEP_TAG: self._sweep_id}
             ).info.run_id
         for run in found:
+            self._artifacts.found(run)
             uid = run.data.tags.get(_TRIAL_TAG)
             if uid is None:
                 continue
             self.run_ids[uid] = run.info.run_id
             self._logged[uid] = self._epochs_of(run)
-            if _FILES_TAG in run.data.tags:
-                self._lacking.add(run.info.run_id)
             if run.info.status in ("FINISHED", "FAILED"):
-                if run.info.run_id not in self._lacking:
-                    self._closed.add(uid)
-            elif run.info.status == "RUNNING" and uid not in going_on:
+                self._closed.add(uid)
+            elif run.info.status == "RUNNING":
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _epochs_of(self, run: Any) -> int:
@@ -234,6 +203,9 @@ class Tracker:
         """A finished trial which MLflow does not know, or knows in part."""
         last = max((report["epoch"] for report in record.curve), default=0)
         if record.uid in self._closed and self._logged[record.uid] >= last:
+            if self._artifacts.is_lacking(self.run_ids[record.uid]):
+                self._attach_config(record)
+                self._attach_error(record)
             return
         self._open(record)
         self._log(record, record.curve)
@@ -262,9 +234,9 @@ class Tracker:
             ).info.run_id
         run_id = self.run_ids[record.uid]
         if record.uid not in self._described:
-            parameters = {"density": record.density, **hyperparameters(record.tree)}
+            parameters = {"density": record.density, **experiments.hyperparameters(record.tree)}
             self._client.log_batch(run_id, params=[Param(k, str(v)) for k, v in parameters.items()])
-            self._attach(run_id, document.dump(_own_config(record)), "config.yaml")
+            self._attach_config(record)
             self._described.add(record.uid)
         self._stage[record.uid] = ""
 
@@ -281,7 +253,7 @@ class Tracker:
         ]
         stage = reports[-1]["stage"] if reports else ""
         tags = [RunTag("stage", stage)] if stage != self._stage.get(record.uid, "") else []
-        for start in range(0, len(metrics), _METRICS_PER_BATCH):
+        for start in range(0, len(metrics) or len(tags), _METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH], tags=tags)
         if reports:
             self._logged[record.uid] = max(last, *(report["epoch"] for report in reports))
@@ -305,11 +277,19 @@ class Tracker:
             metrics=[Metric(k, float(v), now, last) for k, v in results.items() if v is not None],
             tags=[RunTag("status", record.status)],
         )
-        if record.error:
-            self._attach(run_id, record.error, "error.txt")
+        self._attach_error(record)
         self._client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED")
         self._stage.pop(record.uid, None)
 
+    def _attach_config(self, record: TrialRecord) -> None:
+        assert self._client is not None
+        text = document.dump({**record.tree, "densities": [record.density]})
+        self._artifacts.attach(self._client, self.run_ids[record.uid], text, "config.yaml")
 
-def _own_config(record: TrialRecord) -> dict[str, Any]:
-    return {**record.tree, "densities": [record.density]}
+    def _attach_error(self, record: TrialRecord) -> None:
+        """The last of a run's files, if there is one."""
+        assert self._client is not None
+        run_id = self.run_ids[record.uid]
+        if record.error:
+            self._artifacts.attach(self._client, run_id, record.error, "error.txt")
+        self._artifacts.all_given(run_id)

@@ -10,6 +10,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from sqlalchemy.exc import OperationalError
 from tuning.conftest import finish, make_sweep
 
 from prunetune import document
@@ -48,7 +49,7 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
     config, (first, second) = trials(tmp_path)
     place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin({"lr": {"uniform": [0.0, 1.0]}}, [], set())
+    tracker.begin({"lr": {"uniform": [0.0, 1.0]}}, [])
     log(tracker, first, 0.6)
     log(tracker, second, 0.3)
     tracker.finish("finished", {"best": 0.6}, {"best/x.yaml": "a: 1"})
@@ -89,7 +90,7 @@ def test_the_configuration_of_a_run_can_be_read_back(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
     place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     log(tracker, record)
     tracker.close()
     found = experiments.config_of_run(tracker.run_ids[record.uid], place.uri, "runs")
@@ -105,14 +106,14 @@ def test_a_driver_that_died_leaves_no_second_run_and_none_running(tmp_path: Path
     config, (going_on, gone) = trials(tmp_path)
     place = experiments.place(config)
     died = tracking.Tracker(place, "id", "small")
-    died.begin(config.tree(), [], set())
+    died.begin(config.tree(), [])
     for record in (going_on, gone):
         died.started(record)
         died.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "val_accuracy": 0.1}])
     died.close()  # writes, but ends no run: as if killed just after
 
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], {going_on.uid})
+    tracker.begin(config.tree(), [])
     tracker.started(going_on)
     tracker.epochs(going_on, [{"epoch": e, "stage": "pre_pruning", "val_accuracy": e / 10} for e in (1, 2)])
     finish(going_on, 0.5)
@@ -136,7 +137,7 @@ def test_a_lost_database_is_rebuilt_from_the_records(tmp_path: Path) -> None:
     place = experiments.place(config)
     for _ in range(2):  # and a second time changes nothing
         tracker = tracking.Tracker(place, "id", "small")
-        tracker.begin(config.tree(), records, set())
+        tracker.begin(config.tree(), records)
         tracker.finish("finished", {}, {})
         assert tracker.close() == 0
         parents, children = runs(place)
@@ -151,7 +152,7 @@ def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> No
     config, (whole, part) = trials(tmp_path)
     place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     for record in (whole, part):
         log(tracker, record)
     tracker.close()
@@ -166,7 +167,7 @@ def test_what_is_whole_is_not_asked_for_again(tmp_path: Path, monkeypatch) -> No
 
         monkeypatch.setattr(tracking.MlflowClient, name, call)
     again = tracking.Tracker(place, "id", "small")
-    again.begin(config.tree(), [whole, part], set())
+    again.begin(config.tree(), [whole, part])
     assert again.close() == 0
     assert again.run_ids == tracker.run_ids
     assert again.run_ids[part.uid] in asked
@@ -179,7 +180,7 @@ def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
     config, (record,) = trials(tmp_path, 1)
     place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     tracker.started(record)
     tracker.finish("interrupted", {}, {})
     tracker.close()
@@ -200,7 +201,7 @@ def test_a_server_that_is_away_for_a_while_gets_everything_later(tmp_path: Path,
         return real(self, *args, **kwargs)
 
     monkeypatch.setattr(tracking.MlflowClient, "log_batch", log_batch)
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     since = time.monotonic()
     log(tracker, record)
     assert time.monotonic() - since < 1  # the sweep does not wait
@@ -220,7 +221,7 @@ def test_a_server_that_stays_away_is_given_up_at_the_end_and_counted(tmp_path: P
 
     monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
     tracker = tracking.Tracker(experiments.place(config), "id", "small", attempts_at_end=0.2)
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     log(tracker, record)
     assert tracker.close() == 4
 
@@ -229,7 +230,7 @@ def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path
     config, (record,) = trials(tmp_path, 1)
     place = experiments.place(config)
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     tracker.started(record)
     tracker.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "no such/\x00name": 1.0}])
     finish(record, 0.5)
@@ -247,7 +248,7 @@ def test_a_sweep_that_mlflow_refuses_is_told_once(tmp_path: Path, monkeypatch, c
 
     monkeypatch.setattr(tracking.MlflowClient, "get_experiment_by_name", refuse)
     tracker = tracking.Tracker(experiments.place(config), "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     log(tracker, record)
     assert tracker.close() == 4
     (message,) = caplog.messages
@@ -260,46 +261,76 @@ def test_an_experiment_that_was_deleted_is_restored(tmp_path: Path) -> None:
     client = MlflowClient(place.uri)
     client.delete_experiment(client.create_experiment(place.experiment, place.artifacts))
     tracker = tracking.Tracker(place, "id", "small")
-    tracker.begin(config.tree(), [], set())
+    tracker.begin(config.tree(), [])
     log(tracker, record)
     assert tracker.close() == 0
     assert len(runs(place)[1]) == 1
 
 
-@pytest.mark.parametrize("comes_back", [True, False])
-def test_metrics_do_not_wait_for_a_storage_of_artifacts_that_is_away(
-    tmp_path: Path, monkeypatch, comes_back: bool
+def test_metrics_do_not_wait_for_a_storage_of_artifacts_and_the_next_sweep_writes_the_files(
+    tmp_path: Path, monkeypatch
 ) -> None:
-    config, (record,) = trials(tmp_path, 1)
+    config, (record, other) = trials(tmp_path)
     place = experiments.place(config)
-    tracker = tracking.Tracker(place, "id", "small", attempts_at_end=0.2)
-    real, files = tracking.MlflowClient.log_text, []
+    real, written = tracking.MlflowClient.log_text, []
 
-    def log_text(self, run_id, text, name):
-        files.append(name)
-        if len(files) <= 2 or not comes_back:
-            raise requests.HTTPError("500: no credentials")
+    def away(self, run_id, text, name):
+        raise requests.HTTPError("500: no credentials")
+
+    monkeypatch.setattr(tracking.MlflowClient, "log_text", away)
+    tracker = tracking.Tracker(place, "id", "small", attempts_at_end=0.2)
+    tracker.begin(config.tree(), [])
+    log(tracker, record)
+    log(tracker, other)
+    tracker.finish("finished", {}, {"best/x.yaml": "a: 1"})
+    assert tracker.close() == 4
+    (parent,), children = runs(place)
+    assert [run.data.metrics["val_accuracy"] for run in children] == [0.5, 0.5]
+    assert all(run.data.tags["prunetune.files"] == "missing" for run in (parent, *children))
+    ends = {run.info.run_id: run.info.end_time for run in children}
+
+    def back(self, run_id, text, name):
+        written.append((run_id, name))
         return real(self, run_id, text, name)
 
-    monkeypatch.setattr(tracking.MlflowClient, "log_text", log_text)
-    tracker.begin(config.tree(), [], set())
-    log(tracker, record)
-    assert tracker.close() == (0 if comes_back else 2)
-    assert files[:2] == ["sweep.yaml", "config.yaml"]
-    (child,) = runs(place)[1]
-    assert child.data.metrics["val_accuracy"] == 0.5
-    assert ("prunetune.files" in child.data.tags) != comes_back
-    if comes_back:
-        return
-
-    monkeypatch.setattr(tracking.MlflowClient, "log_text", real)
-    for _ in range(2):  # the same command, when the storage is there again; then there is nothing to do
+    def command(*fitting: TrialRecord) -> set[str]:
+        """The same command; the runs that are marked after it."""
         again = tracking.Tracker(place, "id", "small")
-        again.begin(config.tree(), [record], set())
+        again.begin(config.tree(), list(fitting))
+        again.finish("finished", {}, {"best/x.yaml": "a: 1"})
         assert again.close() == 0
-        (child,) = runs(place)[1]
-        assert "prunetune.files" not in child.data.tags
-        assert [f.path for f in MlflowClient(place.uri).list_artifacts(child.info.run_id)] == ["config.yaml"]
+        parents, children = runs(place)
+        assert {run.info.run_id: run.info.end_time for run in children} == ends  # not opened again
+        return {run.info.run_id for run in (*parents, *children) if "prunetune.files" in run.data.tags}
+
+    monkeypatch.setattr(tracking.MlflowClient, "log_text", back)
+    ids = tracker.run_ids
+    assert command(record) == {ids[other.uid]}  # the other does not fit a changed space
+    assert command(record, other) == set()
+    assert command(record, other) == set()
+    own = [(parent.info.run_id, "sweep.yaml"), (parent.info.run_id, "best/x.yaml")]
+    config_files = {(ids[uid], "config.yaml") for uid in (record.uid, other.uid)}
+    assert sorted(written) == sorted([*config_files, *3 * own])
+
+
+def test_a_database_that_is_away_refuses_nothing() -> None:
+    assert not experiments.is_refusal(OperationalError("SELECT 1", {}, Exception("connection refused")))
+    assert not experiments.is_refusal(requests.ConnectionError("away"))
+    assert experiments.is_refusal(MlflowException("no", error_code=INVALID_PARAMETER_VALUE))
+    assert experiments.is_refusal(ValueError("not a number"))
+
+
+def test_a_training_whose_files_cannot_be_logged_does_not_stay_running(tmp_path: Path, monkeypatch) -> None:
+    config = make_sweep(tmp_path)[0].at(0.1)
+
+    def away(self, run_id, folder):
+        raise requests.HTTPError("500: no credentials")
+
+    monkeypatch.setattr(experiments.MlflowClient, "log_artifacts", away)
+    with pytest.raises(requests.HTTPError):
+        experiments.log_training(config, {"status": "complete", "val_accuracy": 0.5}, tmp_path)
+    ((run,), _) = runs(experiments.place(config))
+    assert (run.info.status, run.data.metrics) == ("FAILED", {"val_accuracy": 0.5})
 
 
 def test_a_place_that_mlflow_does_not_know_is_a_message(tmp_path: Path) -> None:
