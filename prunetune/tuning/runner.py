@@ -78,7 +78,9 @@ def run(
         slots = _slots(resources) if local else None
         # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
         # adds nodes for those that wait, and would else bring one after the other.
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "16" if local else "1000")
+        if (name := "TUNE_MAX_PENDING_TRIALS_PG") not in os.environ:
+            os.environ[name] = "16" if local else "1000"
+            at_end.callback(os.environ.pop, name)
         longest = most_epochs(problem.template, "post_pruning")
         per_worker = trials_per_worker(config, problem, resources)
         roster = Roster.start()
