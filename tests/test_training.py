@@ -405,7 +405,7 @@ def test_a_checkpoint_is_written_only_when_it_is_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr("prunetune.training.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("prunetune.stages.checkpoint.time.monotonic", lambda: now[0])
     store = Store(str(tmp_path))
     checkpoint = EpochCheckpoint(store, "k", interval=10)
     learner = learner_for(toy_model(), optimizer_config())

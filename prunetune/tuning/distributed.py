@@ -56,7 +56,7 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
 
     Joins the Ray cluster of `ray start` or RAY_ADDRESS, else starts a Ray of its own. Raises UserError where
     the machine has not what the workers ask for, WorkError where training fails, KeyboardInterrupt on
-    SIGINT and SIGTERM, when the workers are gone.
+    SIGINT and SIGTERM, when the workers have been told to end.
     """
     started = time.monotonic()
     store = pipeline.training_store(config)
@@ -91,7 +91,7 @@ def _trainer(
 ) -> TorchTrainer:
     return TorchTrainer(
         _work,
-        train_loop_config={"config": config, "owner": owner, "board": progress.board},
+        train_loop_config={"config": config, "owner": owner, "coordinator": progress.coordinator},
         scaling_config=scaling,
         torch_config=_OnNodeAddress(backend="nccl" if scaling.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
@@ -105,7 +105,7 @@ def _trainer(
 def _work(task: dict[str, Any]) -> None:
     """What each worker runs; the first one tells of every epoch."""
     config: Config = task["config"]
-    (shipped,) = ray.get(task["board"].data.remote())
+    (shipped,) = ray.get(task["coordinator"].data.remote())
     datasets.provide(config.data, Dataset.from_arrays(ray.get(shipped)))
     prepare_process(max(1, int(config.resources.cpus)))
     replicas = Replicas.joined()
@@ -118,10 +118,10 @@ def _work(task: dict[str, Any]) -> None:
     )
     for report in reports:
         if replicas.rank == 0:
-            ray.get(task["board"].add.remote(report))
+            ray.get(task["coordinator"].add.remote(report))
 
 
-class _Board:
+class _Coordinator:
     """An actor on the driver's node: runs groups of workers, gives them the data, passes reports on.
 
     Its methods run in threads. When it is killed, the group it runs goes with it.
@@ -156,20 +156,23 @@ class _Progress:
     def __init__(self, report: Callable[..., None], data: list[Any]) -> None:
         """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
-        self.board = ray.remote(_Board).options(**options).remote(data)
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
+        # Ray Train reads them where `fit` runs; a cluster's processes do not have those of this one.
+        if settings := {key: value for key, value in os.environ.items() if key.startswith("RAY_TRAIN_")}:
+            options["runtime_env"] = {"env_vars": settings}
+        self.coordinator = ray.remote(_Coordinator).options(**options).remote(data)
         self.epoch = 0
         self._report = report
 
     def show(self) -> None:
-        for report in ray.get(self.board.take.remote()):
+        for report in ray.get(self.coordinator.take.remote()):
             if report["epoch"] > self.epoch:
                 self.epoch = report["epoch"]
                 self._report(**report)
 
     def close(self) -> None:
         """End the workers, too, if any still run."""
-        ray.kill(self.board)
+        ray.kill(self.coordinator)
 
 
 def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Exception | None:
@@ -177,7 +180,7 @@ def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Except
     # Not in this process: in its main thread Ray Train takes Ctrl-C for itself and exits as if all were
     # well, and a thread that still waits for Ray when this process has left it ends the process with it.
     try:
-        error = progress.board.fit.remote(trainer)
+        error = progress.coordinator.fit.remote(trainer)
         while not ray.wait([error], timeout=0.2)[0]:
             if interrupted.is_set():
                 raise KeyboardInterrupt
@@ -196,7 +199,9 @@ def _check(error: Exception, lost: int) -> None:
         cause = getattr(failure, "_base_exc", failure)
         if isinstance(cause, UserError | WorkError):
             raise cause from None
-    if lost >= _TRIES or not isinstance(error, ray.train.TrainingFailedError):
+    if not isinstance(error, ray.train.TrainingFailedError):
+        raise WorkError(f"training cannot be run: {error}")
+    if lost >= _TRIES:
         raise WorkError(f"training failed {lost} times without an epoch in between; the last time: {error}")
 
 

@@ -6,12 +6,12 @@ One cluster for the whole file, and its tests in this order: up, a host dies and
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cluster.laptop import Cluster, wait_for, why_not
 
@@ -108,15 +108,26 @@ def test_a_job_submitted_from_the_laptop(cluster: Cluster) -> None:
     check_results(cluster, "submitted", trials=2)
 
 
-def test_training_over_two_hosts(cluster: Cluster) -> None:
-    options = subprocess.run(
-        [sys.executable, "-m", "prunetune.train", "--help"], capture_output=True, text=True, check=True
-    )
-    if "--workers" not in options.stdout:
-        pytest.skip("prunetune.train has no --workers")
+def test_training_over_two_hosts_with_data_that_only_the_head_has(cluster: Cluster) -> None:
+    write_images(cluster.head.home / "images")
     best = cluster.shared / "runs" / "elastic" / "best" / "density-0.1.yaml"
-    cluster.on_head(f"cd ~/prunetune/sweeps && python -m prunetune.train {best} --workers 2 name=production")
+    data = "data.name=image_folder data.root=$HOME/images data.batch_size=16"
+    out = cluster.on_head(
+        f"cd ~/prunetune/sweeps && python -m prunetune.train {best} {data} --workers 2 name=production"
+    )
+    assert "epochs trained, 0 taken from the store" in out
     assert (cluster.shared / "runs/production/trained/density-0.1/model.safetensors").exists()
+
+
+def write_images(folder: Path) -> None:
+    """Bright and dark pictures, as `image_folder` has them."""
+    draws = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for index, name in enumerate(("bright", "dark")):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draws.integers(0, 128, (8, 8), dtype=np.uint8) + 127 * (1 - index)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{number}.png")
 
 
 def test_up_again_keeps_mlflow_and_what_is_installed(cluster: Cluster) -> None:
