@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from prunetune.pipeline import training_store
 from prunetune.schema import Config
 from prunetune.tuning import distributed
 
+import ray.exceptions  # isort: skip
 import ray.train  # isort: skip
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback  # isort: skip
 
@@ -43,6 +45,64 @@ def test_what_would_happen_again_ends_training_with_its_own_message(kind: type[E
 def test_an_error_that_is_not_of_the_workers_is_not_tried_again() -> None:
     with pytest.raises(WorkError, match=r"^training cannot be run: no scheduler"):
         distributed._check(ValueError("no scheduler"), 1)
+
+
+class Coordinator:
+    """One in this process: `remote` calls at once, and `ray.get` of what it gives is that."""
+
+    def __init__(self, *takes: list[int]) -> None:
+        self.takes = list(takes)
+        self.fit = self.take = self
+
+    def remote(self, *given: Any) -> Any:
+        return [{"epoch": epoch} for epoch in self.takes.pop(0)] if not given else "fit"
+
+
+@pytest.fixture
+def progress(monkeypatch) -> tuple[Any, list[int]]:
+    """A `_Progress` over a `Coordinator`, and the epochs it has shown."""
+    monkeypatch.setattr(distributed.ray, "get", lambda given: given)
+    shown: list[int] = []
+    progress = distributed._Progress.__new__(distributed._Progress)
+    progress.epoch, progress._report = 0, lambda epoch: shown.append(epoch)
+    return progress, shown
+
+
+def test_epochs_that_a_new_group_repeats_are_shown_once(progress) -> None:
+    progress, shown = progress
+    progress.coordinator = Coordinator([1, 2, 3], [], [3, 4])  # the checkpoint was of epoch 2
+    for _ in range(3):
+        progress.show()
+    assert shown == [1, 2, 3, 4]
+
+
+def test_ctrl_c_ends_the_wait_for_a_group(progress, monkeypatch) -> None:
+    progress, shown = progress
+    progress.coordinator, interrupted = Coordinator([1]), threading.Event()
+
+    def wait(references, timeout):
+        if shown:
+            interrupted.set()
+        return [], references
+
+    monkeypatch.setattr(distributed.ray, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        distributed._fit(object(), progress, interrupted)  # type: ignore[arg-type]
+    assert shown == [1]
+
+
+def test_the_loss_of_the_coordinator_ends_training_with_a_message(progress, monkeypatch) -> None:
+    progress, _ = progress
+    progress.coordinator = Coordinator()
+
+    def wait(references, timeout):
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(distributed.ray, "wait", wait)
+    error = distributed._fit(object(), progress, threading.Event())  # type: ignore[arg-type]
+    assert isinstance(error, ray.exceptions.ActorDiedError)
+    with pytest.raises(WorkError, match="training cannot be run"):
+        distributed._check(error, 1)
 
 
 @pytest.mark.parametrize(
