@@ -287,6 +287,7 @@ def works(configs: list[Config], folder: Path) -> Iterator[EpochWork]:
         {"model": {"name": "mlp", "hidden": [16, 17]}},
         {"data__batch_size": 16},
         {"pre_pruning__optimizer": SGD},
+        {"pre_pruning__optimizer": {"name": "adamw", "lr": 3e-3}},
         {"pre_pruning__mask": mask()},
         {"data__augmentation": {"crop_padding": 1}},
         {"data__split_seed": 1},

@@ -230,6 +230,29 @@ def test_a_node_that_takes_many_workers_with_it_does_not_end_the_sweep(tmp_path:
     assert not made.recorder.is_hopeless
 
 
+def test_a_worker_lost_again_and_again_does_not_end_what_another_is_at(tmp_path: Path) -> None:
+    made = Sweep(tmp_path)
+    made.start("busy")
+    for _ in range(7):  # the fourth loss of a trial counts as its failure
+        made.start("w")
+        made.lose("w")
+    assert not made.recorder.is_hopeless
+    made.lose("busy")
+    assert made.recorder.is_hopeless
+
+
+def test_a_new_epoch_of_any_trial_makes_up_for_workers_that_were_lost(tmp_path: Path) -> None:
+    made = Sweep(tmp_path)
+    for _ in range(2):
+        for _ in range(4):
+            made.start("w")
+            made.lose("w")
+        made.start("w")
+        made.report("w", {"uid": made.board.uids("w")[0], "reports": [epoch(1)]})
+    made.lose("w")
+    assert not made.recorder.is_hopeless
+
+
 def test_a_worker_that_never_comes_up_does_not_end_what_others_do(one: Sweep, caplog: Any) -> None:
     for _ in range(20):
         one.lose("another")  # with no trial on it

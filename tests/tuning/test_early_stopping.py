@@ -109,6 +109,16 @@ def test_a_trial_is_not_held_against_shorter_ones(tmp_path: Path) -> None:
     assert stopping.stops(trial("as long", 0.1), result(1, 0.2))  # 0.6 is the most that one gained
 
 
+def test_a_trial_is_not_held_against_what_collapsed(tmp_path: Path) -> None:
+    stopping = make(tmp_path, CATCH_UP, "search.early_stopping.catch_up=0.5")
+    for number in range(4):
+        stopping.ended(finish(trial(f"complete{number}", 0.1), 0.9))  # gains 0.6 after its first epoch
+    for number in range(5):
+        stopping.ended(finish(trial(f"collapsed{number}", 0.1), 0.0, "collapsed"))  # gains nothing
+    assert not stopping.stops(trial("one", 0.1), result(1, 0.35))
+    assert stopping.stops(trial("two", 0.1), result(1, 0.25))
+
+
 def test_what_gradual_pruning_has_not_pruned_yet_is_not_compared(tmp_path: Path) -> None:
     stopping = make(tmp_path)
     for number in range(5):

@@ -233,6 +233,9 @@ def test_points_that_are_no_configuration_are_left_out_with_one_message(
     assert len(drawn) == 3  # of four
     (message,) = caplog.messages
     assert "pruning.criterion: gradual pruning ranks by magnitude" in message
+    states = [t.state for d in (0.1, 0.01) for t in search._searches[d].study.trials]
+    assert states.count(TrialState.COMPLETE) == 24
+    assert states.count(TrialState.FAIL) == len(states) - 24 > 0  # none that Optuna still waits for
 
 
 def test_a_finite_space_ends_without_its_invalid_points(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_trials_open_at_an_interruption_are_closed(tmp_path: Path) -> None:
     tracker.finish("interrupted", {}, {})
     tracker.close()
     (parent,), (child,) = runs(place)
+    assert child.data.tags["status"] == "running"  # where the trial is; the run has ended with its driver
     assert (parent.info.status, child.info.status) == ("KILLED", "KILLED")
 
 
