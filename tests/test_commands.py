@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from prunetune import __main__, commands, process, report, sweep, train
 
 ROOT = Path(__file__).parents[1]
 DIGITS = str(ROOT / "sweeps" / "digits.yaml")
+BUFFERED = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
 
 
 def fails(capsys, command, *arguments: str, code: int = 2) -> str:
@@ -255,7 +257,7 @@ print("its output")
 print("its errors", end="", file=sys.stderr)
 process.end(3)
 """
-    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, env=BUFFERED)
     assert (ended.returncode, ended.stdout) == (3, "its output\nand what is registered\n")
     assert ended.stderr == "its errors"
 
@@ -264,4 +266,4 @@ process.end(3)
 def test_output_that_could_not_be_written_is_a_failure() -> None:
     text = "from prunetune import process; print('its output'); process.end(0)"
     with open("/dev/full", "w") as full:
-        assert subprocess.run([sys.executable, "-c", text], stdout=full).returncode == 1
+        assert subprocess.run([sys.executable, "-c", text], stdout=full, env=BUFFERED).returncode == 1
