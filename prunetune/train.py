@@ -151,7 +151,9 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
     from mlflow.types import Schema, TensorSpec
 
     from prunetune import __version__
+    from prunetune.tuning import experiments
 
+    experiments.prepare_client()
     try:
         deploy.save_model(output, config, result.state, data)
         (output / "config.yaml").write_text(document.dump(config.tree()), encoding="utf-8")
