@@ -28,7 +28,8 @@ import torch
 
 from benchmarks import clocked, common
 from prunetune import data as datasets
-from prunetune import pipeline, sweep
+from prunetune import sweep
+from prunetune.keys import stage_keys
 from prunetune.pipeline import PipelineResult
 from prunetune.schema import Config
 from prunetune.stages.stage import Report
@@ -46,7 +47,7 @@ def waiting(
     config: Config, *, store: Store, device: str, owner: str
 ) -> Generator[Report, None, PipelineResult]:
     """A trial that only waits, and says that it went somehow."""
-    keys = pipeline.stage_keys(config, datasets.load(config.data, device).digest)
+    keys = stage_keys(config, datasets.load(config.data, device).digest)
     accuracy = 0.5 + 0.4 * int(keys.post_pruning[:8], 16) / 2**32
     for number in range(2 * EPOCHS):
         time.sleep(SECONDS)

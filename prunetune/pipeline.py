@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import models
-from prunetune.config import canonical, digest
+from prunetune.config import canonical
 from prunetune.data import Dataset
 from prunetune.data.batches import batch_length
 from prunetune.document import Document
 from prunetune.errors import UserError
+from prunetune.keys import StageKeys, stage_keys, stored_keys
 from prunetune.parallel import ALONE, Replicas, SharedStore
 from prunetune.precision import Precision
 from prunetune.schema import Config
@@ -27,10 +27,6 @@ from prunetune.stages import post_pruning, pre_pruning, pruning
 from prunetune.stages.stage import Context, Report, Step
 from prunetune.store import Store
 from prunetune.training import EpochWork, seed_of
-
-FORMAT = 5
-"""Part of every key: raise it when a stage's computation changes, so that old results are not taken."""
-
 
 Yielded = TypeVar("Yielded")
 Returned = TypeVar("Returned")
@@ -55,15 +51,6 @@ class Outcome(Generic[Yielded, Returned]):
 
     def __iter__(self) -> Iterator[Yielded]:
         self.value = yield from self._generator
-
-
-@dataclass(frozen=True)
-class StageKeys:
-    """The store's keys of a configuration's stages. Each contains the one before."""
-
-    pre_pruning: str
-    pruning: str
-    post_pruning: str
 
 
 @dataclass(frozen=True)
@@ -281,39 +268,6 @@ def steps(
     return result(
         final.meta["status"], final.meta, post_pruning.final_state(final), post_pruning.final_masks(final)
     )
-
-
-def stage_keys(config: Config, data_digest: str) -> StageKeys:
-    """The keys under which the stages of a configuration are stored; `data_digest` as in `Dataset`."""
-    model = canonical(config.model)
-    for follows_from_data in ("num_classes", "in_channels"):
-        model.pop(follows_from_data, None)
-    start = digest(
-        FORMAT,
-        data_digest,
-        config.data.batch_size,
-        canonical(config.data.augmentation),
-        model,
-        models.source_digest(config.model),
-        config.seed,
-        config.precision,
-    )
-    mask = config.pre_pruning.mask if config.pre_pruning is not None else None
-    aimed = config.density if mask is not None and mask.method == "target" else None
-    first = digest("pre_pruning", start, canonical(config.pre_pruning), aimed)
-    # Rounds without a pre-pruning stage are trained as the third stage is.
-    alone = config.pre_pruning is None and config.pruning.schedule.name == "iterative"
-    rounds = canonical(config.post_pruning.optimizer) if alone else None
-    second = digest("pruning", first, canonical(config.pruning), config.density, rounds)
-    third = digest("post_pruning", second, canonical(config.post_pruning))
-    return StageKeys(first, second, third)
-
-
-def stored_keys(config: Config, data_digest: str) -> dict[str, str]:
-    """All that running a configuration may leave in the store: its stages' keys, and those within pruning."""
-    keys = stage_keys(config, data_digest)
-    inner = pruning.inner_keys(config.pruning, keys.pruning, keys.pre_pruning)
-    return {**dataclasses.asdict(keys), **inner}
 
 
 def _check_replicas(replicas: Replicas, config: Config, data: Dataset, keys: StageKeys) -> None:

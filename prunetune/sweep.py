@@ -28,6 +28,7 @@ from prunetune.config import (
 )
 from prunetune.document import Document
 from prunetune.errors import UserError
+from prunetune.keys import FORMAT
 from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 from prunetune.tuning import branching, reporting, results, retention
@@ -72,7 +73,7 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
         there = commands.located(source, functools.partial(datasets.load, variant.data))
         commands.check_model(variant, source, there.shape, there.classes)
     sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
-    code = digest(pipeline.FORMAT, data.digest, sources)
+    code = digest(FORMAT, data.digest, sources)
     problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
     if given.gc and store.read_record("sweep") is None:

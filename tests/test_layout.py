@@ -23,6 +23,7 @@ LAYERS = (
     ("parallel",),
     ("training",),
     ("stages",),
+    ("keys",),
     ("pipeline", "vectorized"),
     ("__init__",),  # the package itself: `from prunetune import run_pipeline`
     ("tuning",),

@@ -14,7 +14,8 @@ from prunetune import data as datasets
 from prunetune import models, pipeline
 from prunetune.config import from_document
 from prunetune.document import Document
-from prunetune.pipeline import PipelineResult, stage_keys
+from prunetune.keys import stage_keys
+from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.rescaling import rescale
 from prunetune.stages import pruned

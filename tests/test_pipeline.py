@@ -19,7 +19,8 @@ from prunetune import models, pipeline, training
 from prunetune.config import kept
 from prunetune.data import Dataset
 from prunetune.errors import UserError
-from prunetune.pipeline import PipelineResult, StageKeys, run_pipeline, stage_keys
+from prunetune.keys import StageKeys, stage_keys, stored_keys
+from prunetune.pipeline import PipelineResult, run_pipeline
 from prunetune.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
@@ -826,7 +827,7 @@ def test_the_stored_keys_are_all_that_a_run_leaves(small: Tree, store: Store, pr
     tree = {**small, "pruning": pruning}
     config = Config.model_validate(tree)
     drive(tree, store)
-    keys = pipeline.stored_keys(config, datasets.load(config.data).digest)
+    keys = stored_keys(config, datasets.load(config.data).digest)
     assert store.keys("stages") == sorted(keys.values())
     assert stage_keys(config, datasets.load(config.data).digest) == StageKeys(
         *(keys[stage] for stage in ("pre_pruning", "pruning", "post_pruning"))

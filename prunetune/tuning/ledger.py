@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prunetune import pipeline, space
+from prunetune import space
 from prunetune.config import SEARCHABLE, canonical, digest, is_active, validate
 from prunetune.document import Document
 from prunetune.errors import ConfigError, UserError
+from prunetune.keys import stored_keys
 from prunetune.schema import Config, DataConfig
 from prunetune.store import Store
 
@@ -43,7 +44,7 @@ class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
     `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of all
-    that its stages may store, by name (`pipeline.stored_keys`). `branched` says that it was proposed as a
+    that its stages may store, by name (`keys.stored_keys`). `branched` says that it was proposed as a
     branch of a pre-pruned network that was there.
     `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
     metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
@@ -184,7 +185,7 @@ class Problem:
     def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
         """The store's keys of all that a configuration's stages may store, by name."""
         config = validate({**tree, "densities": [density]}, _RECORDED)
-        return pipeline.stored_keys(config, self.data_digest(config.data))
+        return stored_keys(config, self.data_digest(config.data))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """The record's parameters in this space, or None where it is not one of its points."""
