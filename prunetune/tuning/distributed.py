@@ -17,7 +17,7 @@ import struct
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 from ray.exceptions import RayError
@@ -157,9 +157,7 @@ class _Progress:
         """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
-        # Ray Train reads them where `fit` runs; a cluster's processes do not have those of this one.
-        if settings := {key: value for key, value in os.environ.items() if key.startswith("RAY_TRAIN_")}:
-            options["runtime_env"] = {"env_vars": settings}
+        options |= _settings(os.environ)
         self.coordinator = ray.remote(_Coordinator).options(**options).remote(data)
         self.epoch = 0
         self._report = report
@@ -173,6 +171,18 @@ class _Progress:
     def close(self) -> None:
         """End the workers, too, if any still run."""
         ray.kill(self.coordinator)
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Options that give an actor the user's settings of Ray Train, which reads them where `fit` runs.
+
+    >>> _settings({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600", "HOME": "/root"})
+    {'runtime_env': {'env_vars': {'RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S': '600'}}}
+    >>> _settings({"HOME": "/root"})
+    {}
+    """
+    found = {key: value for key, value in environment.items() if key.startswith("RAY_TRAIN_")}
+    return {"runtime_env": {"env_vars": found}} if found else {}
 
 
 def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Exception | None:
