@@ -18,7 +18,7 @@ step step_time python -m benchmarks.step_time --output "$out"
 step vectorized python -m benchmarks.vectorized --root "$data" --output "$out"
 if python -c "import ray, optuna, mlflow" 2>/dev/null; then
     # Two processes share the GPU, as plain Ray Tune and as this project would have them.
-    step sweep_cost python -m benchmarks.sweep_cost --ways plain stopping vectorized --output "$out" \
+    step sweep_cost python -m benchmarks.sweep_cost --ways plain stopping vectorized graphs --output "$out" \
         "data.root=$data" resources.gpus=0.5
 fi
 exit $status

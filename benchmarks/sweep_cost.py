@@ -12,6 +12,7 @@ workers     the project's sweep without early stopping or planned reuse: what wo
 reuse       trials branch from pre-pruned networks that are there
 stopping    and bad ones are stopped after pruning: the default
 vectorized  with 8 trials per worker, as batched programs (only with --vectorized)
+graphs      and their steps as CUDA graphs (only with --ways; for a GPU)
 
 How to read it: `epochs` counts the training epochs that were computed; a branch counts only its own. The best
 is chosen by validation accuracy; test accuracy is that network's.
@@ -49,6 +50,7 @@ WAYS: dict[str, list[str] | None] = {
     "reuse": [_ONE, _NO_STOPPING],
     "stopping": [_ONE],
     "vectorized": ["resources.trials_per_worker=8"],
+    "graphs": ["resources.trials_per_worker=8", "cuda_graphs=true"],
 }
 _QUICK = [
     "data.name=digits",
@@ -153,7 +155,9 @@ def main() -> None:
     arguments = parser.parse_args()
     machine = common.hardware()
     overrides = [*(_QUICK if arguments.quick else []), *arguments.overrides]
-    chosen = arguments.ways or [name for name in WAYS if name != "vectorized" or arguments.vectorized]
+    chosen = arguments.ways or [
+        name for name in WAYS if name != "graphs" and (name != "vectorized" or arguments.vectorized)
+    ]
     ways = {}
     with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:
         for name in chosen:

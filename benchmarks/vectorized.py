@@ -5,15 +5,16 @@ starting kernels. On a CPU core, which a step of the MNIST MLP fills, nothing is
 
 The models and data of `sweeps/digits.yaml` and `sweeps/mnist.yaml`, a full epoch with its validation: before
 pruning with a learnable mask, and after it under a fixed one with soft activations. Learning rates differ
-between the trials. One core, or the GPU where there is one.
+between the trials. One core, or the GPU where there is one; there also with `cuda_graphs: true`.
 
-How to read it: `times` is the time of K epochs one by one over that of the program.
+How to read it: `times` is the time of K epochs one by one, without graphs, over that of the program.
 
     python -m benchmarks.vectorized --root data
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -40,7 +41,9 @@ MODELS: dict[str, dict[str, Any]] = {
 STAGES = ("masked", "post-pruning")
 
 
-def works(name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any]) -> list[EpochWork]:
+def works(
+    name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any], graphs: bool
+) -> list[EpochWork]:
     """The first epochs of so many trials that differ in their learning rate."""
     found = []
     for number in range(count):
@@ -50,6 +53,7 @@ def works(name: str, stage: str, count: int, device: str, overrides: Mapping[str
             {
                 "name": "vectorized",
                 "densities": [0.1],
+                "cuda_graphs": graphs,
                 **MODELS[name],
                 "data": {**MODELS[name]["data"], **overrides},
                 "pre_pruning": pre if stage == "masked" else None,
@@ -63,9 +67,11 @@ def works(name: str, stage: str, count: int, device: str, overrides: Mapping[str
     return found
 
 
-def seconds(name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any]) -> float:
+def seconds(
+    name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any], graphs: bool = False
+) -> float:
     """Of the first epochs of so many trials, as one program (one: alone)."""
-    epochs = works(name, stage, count, device, overrides)
+    epochs = works(name, stage, count, device, overrides, graphs)
     begun = time.perf_counter()
     if count == 1:
         epochs[0].run()
@@ -81,16 +87,18 @@ def render(document: Mapping[str, Any]) -> str:
     """A result as Markdown."""
     body = document["results"]
     counts = sorted({int(k) for row in body["rows"] for k in row["seconds"]})
-    rows = []
+    alone = {
+        (row["model"], row["stage"]): row["seconds"]["1"] for row in body["rows"] if not row.get("graphs")
+    }
+    rows, best = [], 0.0
     for row in body["rows"]:
-        alone = row["seconds"]["1"]
-        ratios = [
-            f"{alone * k / row['seconds'][str(k)]:.1f} ×" if str(k) in row["seconds"] else ""
-            for k in counts[1:]
-        ]
-        rows.append([row["model"], row["stage"], f"{1000 * alone:,.0f} ms", *ratios])
+        launched = alone[row["model"], row["stage"]]
+        times = {k: launched * k / row["seconds"][str(k)] for k in counts[1:] if str(k) in row["seconds"]}
+        best = max(best, *times.values())
+        ratios = [f"{times[k]:.1f} ×" if k in times else "" for k in counts[1:]]
+        stage = row["stage"] + (", as graphs" if row.get("graphs") else "")
+        rows.append([row["model"], stage, f"{1000 * row['seconds']['1']:,.0f} ms", *ratios])
     header = ["model", "stage", "an epoch alone", *(f"K = {k}" for k in counts[1:])]
-    best = max(row["seconds"]["1"] * k / row["seconds"][str(k)] for row in body["rows"] for k in counts[1:])
     goal = (
         f"Goal: {common.judged('times, the best', best, at_least=_GOAL)}. "
         if document["device"] == "gpu"
@@ -126,15 +134,15 @@ def main() -> None:
             continue
         if device == "cpu" and name != "digits":
             overrides["limit"] = 6000
-        for stage in STAGES:
+        for stage, graphs in itertools.product(STAGES, (False, True) if device == "cuda" else (False,)):
             measured: dict[str, list[float]] = {str(k): [] for k in counts}
             for number in range(-1, repeats):  # the first round warms up
                 for k in counts:
-                    took = seconds(name, stage, k, device, overrides)
+                    took = seconds(name, stage, k, device, overrides, graphs)
                     if number >= 0:
                         measured[str(k)].append(took)
             medians = {k: statistics.median(values) for k, values in measured.items()}
-            rows.append({"model": name, "stage": stage, "seconds": medians})
+            rows.append({"model": name, "stage": stage, "graphs": graphs, "seconds": medians})
     document = common.result(
         "vectorized", "gpu" if device == "cuda" else "cpu", machine, {"limit": 6000, "rows": rows}
     )

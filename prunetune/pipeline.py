@@ -304,4 +304,5 @@ def _context(
         precision=Precision(config.precision),
         replicas=replicas,
         architecture=repr(canonical(config.model)),
+        graphs=config.cuda_graphs,
     )

@@ -341,6 +341,7 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16: autocast; auto: bf16 on a GPU that has it, else fp32"
     )
+    cuda_graphs: bool = Field(False, description="on a GPU: steps are recorded once per epoch, and replayed")
     data: DataConfig
     model: ModelConfig
     densities: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)

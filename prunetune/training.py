@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from prunetune import cuda_graphs
 from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import batch_length, steps_per_epoch
 from prunetune.parallel import ALONE, Replicas
@@ -102,6 +103,8 @@ class Learner:
     precision: Precision = AUTO
     replicas: Replicas = ALONE
     architecture: str = ""
+    graphs: bool = False
+    """Whether steps are CUDA graphs, on a GPU."""
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
@@ -151,7 +154,8 @@ class EpochWork:
 
         So the last validation, after every horizon, sees the original network.
         """
-        with self.learner.precision.backends(self.data.device):
+        device, learner = self.data.device, self.learner
+        with learner.precision.backends(device), cuda_graphs.recordable(device, wanted=learner.graphs):
             self._run()
 
     def _run(self) -> None:
@@ -231,6 +235,17 @@ def train_epoch(
     replicas, whole = learner.replicas, batch_length(data, batch_size)
     part, share = replicas.part(whole), replicas.share(whole)
     pieces = batches(data, batch_size, augmentation, order=order, drawn=drawn, part=part)
+
+    def forward_backward(x: Tensor, y: Tensor) -> None:
+        for optimizer in learner.optimizers:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
+        if share != 1:  # so that the sum over the replicas is the whole batch's mean
+            loss = loss * share
+        loss.backward()
+        loss_sum.add_(loss.detach())
+
+    compute = cuda_graphs.replayed(forward_backward, data.device, wanted=learner.graphs)
     with smoothing.around(learner.model), replicas.around(learner.model):
         for index, (x, y) in enumerate(pieces):
             time = (epoch + index / steps) / total
@@ -238,18 +253,13 @@ def train_epoch(
             for optimizer in learner.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["base_lr"] * factor
-                optimizer.zero_grad()
             constraint.before_forward(drawn)
-            loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
-            if share != 1:  # so that the sum over the replicas is the whole batch's mean
-                loss = loss * share
-            loss.backward()
+            compute(x, y)
             replicas.sum_gradients(learner.model.parameters())
             if constraint.before_step(time, epoch * steps + index):
                 for optimizer in learner.optimizers:
                     optimizer.step()
             constraint.after_step()
-            loss_sum += loss.detach()
     replicas.sum(loss_sum)
     return float(loss_sum) / steps
 

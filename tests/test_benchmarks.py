@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from benchmarks import (
     scaling,
     step_time,
     tables,
+    vectorized,
 )
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import pipeline
 from prunetune.document import Document
 from prunetune.models import build
-from prunetune.schema import ConvConfig, DataConfig, MlpConfig
+from prunetune.schema import Config, ConvConfig, DataConfig, MlpConfig
 from prunetune.store import Store
 from prunetune.training import EpochWork
 from prunetune.tuning.ledger import Ledger
@@ -178,6 +180,26 @@ def test_each_kind_of_step_is_a_valid_configuration_of_its_stage(tmp_path: Path)
         assert math.isfinite(report["train_loss"])
 
 
+def test_on_a_gpu_each_kind_but_the_plain_loop_is_measured_as_a_graph_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert step_time.kinds("cpu") == list(step_time.STEPS)
+    kinds = step_time.kinds("cuda")
+    assert len(kinds) == 2 * len(step_time.STEPS) - 1
+    driven = []
+
+    def epochs(config: Config, folder: str, device: str) -> Iterator[None]:
+        driven.append((Path(folder).name, config.cuda_graphs))
+        while True:
+            yield
+
+    monkeypatch.setattr(step_time, "kinds", lambda device: [kind for kind in kinds if kind != "plain"])
+    monkeypatch.setattr(step_time, "epochs", epochs)
+    found = step_time.measure(step_time.workloads("cpu", quick=True)["mlp"], "cpu", [], tmp_path)
+    assert driven == [(kind, kind.endswith("+graph")) for kind in kinds if kind != "plain"]
+    assert found["bytes"]["mask+graph"] == found["bytes"]["mask"] > found["bytes"]["dense+graph"]
+
+
 # --- a clock around trials
 
 
@@ -298,6 +320,38 @@ def test_the_step_times_table() -> None:
     assert "| mask, penalty | 4.00 | 4.00 – 4.00 | 2.00 | 2.00 × | 50 % |" in text
     assert "mask / dense ≤ 1.6: 2.00, missed" in text
     assert "2 cores of a CPU; torch 2; 2026-01-01." in text
+
+
+def test_the_step_times_table_of_a_gpu_has_graphs_beside_launched_kernels() -> None:
+    body = json.loads(json.dumps(STEP_TIME))
+    workload = body["workloads"].pop("mlp") | {
+        "bytes": dict.fromkeys(("dense", "mask", "plain", "dense+graph", "mask+graph"), 0),
+        "seconds_per_step": {
+            "dense": [0.002],
+            "mask": [0.003],
+            "plain": [0.016],
+            "dense+graph": [0.001],
+            "mask+graph": [0.00125],
+        },
+    }
+    body["workloads"]["vgg16"] = workload
+    text = step_time.render(result("step_time", body, "gpu"))
+    assert "| mask, penalty, as a graph | 1.25 | 1.25 – 1.25 | 0.62 | 12.8 × | 48 % |" in text
+    assert "mask / dense ≤ 1.3: 1.50, missed; plain / dense ≥ 15: 8.00, missed" in text
+    assert "mask / dense, as graphs ≤ 1.3: 1.25, met; plain / dense, as graphs ≥ 15: 16.0, met" in text
+    assert "share of the matrix rate, as graphs ≥ 0.4: 0.600, met" in text
+
+
+def test_the_table_of_trials_side_by_side_compares_with_launched_kernels_alone() -> None:
+    row = {"model": "mnist", "stage": "masked"}
+    rows = [
+        {**row, "graphs": False, "seconds": {"1": 1.0, "4": 2.0}},
+        {**row, "graphs": True, "seconds": {"1": 0.5, "4": 0.16}},
+    ]
+    text = vectorized.render(result("vectorized", {"limit": 0, "rows": rows}, "gpu"))
+    assert "| mnist | masked | 1,000 ms | 2.0 × |" in text
+    assert "| mnist | masked, as graphs | 500 ms | 25.0 × |" in text
+    assert "times, the best ≥ 20: 25.0, met" in text
 
 
 def test_the_orchestration_table() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_vectorized import CASES, together
 
 from prunetune import pipeline
 from prunetune.pipeline import PipelineResult, run_pipeline
@@ -89,6 +90,45 @@ def test_in_float32_it_computes_what_a_cpu_computes(tiny: dict[str, Any], tmp_pa
     assert curves[DEVICE] == pytest.approx(curves["cpu"], rel=1e-3)
     for name, kept in results["cpu"].masks.items():  # weights of nearly the same size may change places
         assert (results[DEVICE].masks[name].cpu() == kept).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_graph_computes_what_its_kernels_compute(
+    name: str, tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = config(tiny, "fp32", METHODS[name])
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"batch_size": 16})})
+    losses: dict[bool, list[float]] = {False: [], True: []}
+    for graphs, found in losses.items():
+        run_pipeline(
+            asked.model_copy(update={"cuda_graphs": graphs}),
+            store=Store(str(tmp_path / str(graphs))),
+            device=DEVICE,
+            report=lambda found=found, **metrics: found.append(metrics["train_loss"]),
+        )
+    assert losses[True] == pytest.approx(losses[False], rel=1e-2)
+    assert "cannot be a CUDA graph" not in caplog.text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_graph_of_trials_together_computes_what_its_kernels_compute(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Five steps of each epoch at least, of which the last two are replayed."""
+    configs = [
+        each.model_copy(update={"data": each.data.model_copy(update={"batch_size": 8}), "precision": "fp32"})
+        for each in CASES[name]
+    ]
+    expected = together(configs, tmp_path / "without", DEVICE)
+    graphs = [each.model_copy(update={"cuda_graphs": True}) for each in configs]
+    for (reports, result), (others, other) in zip(
+        together(graphs, tmp_path / "with", DEVICE), expected, strict=True
+    ):
+        assert result.status == other.status
+        assert [r["train_loss"] for r in reports] == pytest.approx(
+            [r["train_loss"] for r in others], rel=1e-2, nan_ok=True
+        )
+    assert "cannot be a CUDA graph" not in caplog.text
 
 
 def test_an_interrupted_stage_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:

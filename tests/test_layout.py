@@ -18,7 +18,7 @@ LAYERS = (
     ("space",),
     ("config",),
     ("sparsity",),
-    ("store", "models", "data", "precision"),
+    ("store", "models", "data", "precision", "cuda_graphs"),
     ("deploy",),
     ("parallel",),
     ("training",),

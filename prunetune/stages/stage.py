@@ -45,6 +45,7 @@ class Context:
     precision: Precision = AUTO
     replicas: Replicas = ALONE
     architecture: str = ""  # what `build` builds
+    graphs: bool = False
 
 
 def train_stage(
@@ -73,6 +74,8 @@ def train_stage(
         learner = make_learner()
     learner.precision, learner.replicas = context.precision, context.replicas
     learner.architecture = context.architecture
+    # What replicas do around a step, and within batch norm, is no work of one device.
+    learner.graphs = context.graphs and context.replicas.size == 1
     context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)

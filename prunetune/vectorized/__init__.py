@@ -61,6 +61,7 @@ def signature(work: EpochWork) -> Hashable | None:
         type(constraint),
         isinstance(constraint, MaskLearning) and constraint.target is not None,
         learner.precision,
+        learner.graphs,
         type(learner.optimizers[0]),
         bool(learner.optimizers[0].param_groups[0].get("nesterov")),
     )

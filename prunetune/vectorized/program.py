@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from prunetune import cuda_graphs
 from prunetune.data import batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
 from prunetune.sparsity.dynamic import shift_to_count
@@ -25,11 +26,10 @@ _SHIFTS = vmap(shift_to_count)
 
 
 class _Times(NamedTuple):
-    """Per step (rows) and trial (columns), on the device: learning rate's factors, λ2, masks' targets."""
+    """Per step, on the device: (learning rates' factors, λ2) by trial (2, K); masks' targets (K,) or None."""
 
-    factor: Tensor
-    lambda2: Tensor
-    target: Tensor | None
+    now: Tensor
+    targets: Sequence[Tensor | None]
 
 
 @final
@@ -76,7 +76,8 @@ class Program:
 
     def run(self) -> list[Metrics]:
         """Train and validate; each trial's metrics, as it would have them alone."""
-        with self._works[0].learner.precision.backends(self._device):
+        learner, device = self._learners[0], self._device
+        with learner.precision.backends(device), cuda_graphs.recordable(device, wanted=learner.graphs):
             return self._run()
 
     def _run(self) -> list[Metrics]:
@@ -107,7 +108,8 @@ class Program:
         parameters = {name: view.requires_grad_() for name, view in self._views.items()}
         self._model.train()
         total = torch.zeros(len(self._works), device=self._device)
-        for step, (x, y, uniform) in enumerate(self._batches()):
+
+        def step(x: Tensor, y: Tensor, uniform: Tensor | None, now: Tensor, target: Tensor | None) -> None:
             if uniform is not None:
                 with torch.no_grad():
                     drawn = (uniform < self._masks).to(self._used.dtype)
@@ -119,21 +121,25 @@ class Program:
             gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
             with torch.no_grad():
                 gradient = torch.cat([g.reshape(len(self._works), -1) for g in gradients], 1)
-                factor = times.factor[step, :, None]
+                factor, lambda2 = now[..., None]
                 if uniform is not None:
                     theta = self._optimized[:, : self._prunable]
                     # As `mask_gradients`, with λ by row.
-                    push = self._lambda1 * (1 - 2 * self._masks) + times.lambda2[step, :, None]
+                    push = self._lambda1 * (1 - 2 * self._masks) + lambda2
                     of_mask = push.addcmul_(gradient[:, : self._prunable], theta)
                     gradient[:, : self._prunable].mul_(drawn)
                     self._mask_optimizer.step(of_mask, factor)
-                    if times.target is not None:
-                        self._masks.sub_(_SHIFTS(self._masks, times.target[step])[:, None])
+                    if target is not None:
+                        self._masks.sub_(_SHIFTS(self._masks, target)[:, None])
                     self._masks.clamp_(0, 1)
                 self._optimizer.step(gradient, factor)
                 if self._fixed is not None:
                     self._optimized[:, : self._prunable].mul_(self._fixed)
-                total += losses.detach()
+                total.add_(losses.detach())
+
+        compute = cuda_graphs.replayed(step, self._device, wanted=self._learners[0].graphs)
+        for batch, now, target in zip(self._batches(), times.now, times.targets, strict=True):
+            compute(*batch, now, target)
         return total / self._steps
 
     def _forward(self, smoothing: Sequence[Smoothing]) -> Any:
@@ -191,22 +197,17 @@ class Program:
 
     def _times(self) -> _Times:
         """The schedules of the epoch, for all steps at once: nothing is copied to the device in between."""
-        factor, lambda2, target = [], [], []
+        now, targets = [], []
         for step in range(self._steps):
             times = [(work.epoch + step / self._steps) / work.total for work in self._works]
-            factor.append([work.learner.lr_factor(t) for work, t in zip(self._works, times, strict=True)])
-            lambda2.append([c.lambda2(t) for c, t in zip(self._mask_learning, times, strict=False)])
-            target.append(
-                [
-                    c.target(t) * self._prunable
-                    for c, t in zip(self._mask_learning, times, strict=False)
-                    if c.target
-                ]
-            )
+            factor = [work.learner.lr_factor(t) for work, t in zip(self._works, times, strict=True)]
+            masks = list(zip(self._mask_learning, times, strict=False))
+            now.append([factor, [c.lambda2(t) for c, t in masks] or [0.0] * len(times)])
+            targets.append([c.target(t) * self._prunable for c, t in masks if c.target])
+        has_target = bool(targets[0])
         return _Times(
-            torch.tensor(factor, device=self._device),
-            torch.tensor(lambda2, device=self._device),
-            torch.tensor(target, device=self._device) if target[0] else None,
+            torch.tensor(now, device=self._device),
+            list(torch.tensor(targets, device=self._device)) if has_target else [None] * self._steps,
         )
 
     def _evaluation_weights(self) -> None:
