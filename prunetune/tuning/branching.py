@@ -69,6 +69,11 @@ class Pool:
     def __contains__(self, key: str) -> bool:
         return key in self._networks
 
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """What determines each network."""
+        return [network.params for network in self._networks.values()]
+
     def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
         """The network of a record that has come beyond pre-pruning; its parameters in today's space."""
         mask = (record.tree.get("pre_pruning") or {}).get("mask") or {}
@@ -106,13 +111,13 @@ class Pool:
         """
         fitting = [network for network in self._networks.values() if network.fits(density)]
         usable = [network for network in fitting if network.is_usable(density)] or fitting
-        quantiles = {
-            e: _quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
+        standing = {
+            e: quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
         }
         trials = sum(network.branches[density] for network in usable)
         scores = {
             n.key: upper_bound(
-                {e: ranks[n.key] for e, ranks in quantiles.items() if n.key in ranks},
+                {e: ranks[n.key] for e, ranks in standing.items() if n.key in ranks},
                 density,
                 branches=n.branches[density],
                 trials=trials,
@@ -133,10 +138,27 @@ def upper_bound(quantiles: Mapping[float, float], density: float, *, branches: i
     return mean + _CONFIDENCE * math.sqrt(math.log(1 + trials) / (1 + branches))
 
 
+def quantiles(values: Mapping[str, float]) -> dict[str, float]:
+    """The share of the values that each is better than or equal to, in (0, 1); ½ for a single one.
+
+    >>> quantiles({"a": 0.3, "b": 0.9, "c": 0.3})
+    {'a': 0.3333333333333333, 'b': 0.8333333333333334, 'c': 0.3333333333333333}
+    """
+    ordered = sorted(values.values())
+    return {
+        key: (bisect_left(ordered, value) + bisect_right(ordered, value)) / 2 / len(ordered)
+        for key, value in values.items()
+    }
+
+
 def determining(params: Mapping[str, Any]) -> dict[str, Any]:
     """Of a point of the space, what determines the pre-pruned network."""
-    later = ("pruning", "post_pruning")
-    return {name: value for name, value in params.items() if name.split(".")[0].split("[")[0] not in later}
+    return {name: value for name, value in params.items() if is_determining(name)}
+
+
+def is_determining(name: str) -> bool:
+    """Whether the parameter with this name has a part in the pre-pruned network."""
+    return name.split(".")[0].split("[")[0] not in ("pruning", "post_pruning")
 
 
 def key_of(record: TrialRecord) -> str:
@@ -146,16 +168,3 @@ def key_of(record: TrialRecord) -> str:
 
 def _densities(networks: list[PrePruned]) -> list[float]:
     return sorted({density for network in networks for density in network.best})
-
-
-def _quantiles(values: Mapping[str, float]) -> dict[str, float]:
-    """The share of the values that each is better than or equal to, in (0, 1); ½ for a single one.
-
-    >>> _quantiles({"a": 0.3, "b": 0.9, "c": 0.3})
-    {'a': 0.3333333333333333, 'b': 0.8333333333333334, 'c': 0.3333333333333333}
-    """
-    ordered = sorted(values.values())
-    return {
-        key: (bisect_left(ordered, value) + bisect_right(ordered, value)) / 2 / len(ordered)
-        for key, value in values.items()
-    }

@@ -98,6 +98,15 @@ class DensitySearch:
         self._tried.add(_point(params))
         return params, self.tree(params)
 
+    def draw(self, number: int, count: int, attempt: int = 0) -> list[dict[str, Any]]:
+        """So many points drawn at random, for the trial with this number; the study knows nothing of them."""
+        seed = seed_of(self._seed, "draw", self._density, number, attempt) % 2**32
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+        drawn: list[dict[str, Any]] = [{} for _ in range(count)]
+        for params in drawn:
+            self._suggest(study.ask(), params)
+        return drawn
+
     def refused(self) -> None:
         """The proposal just made is no valid configuration."""
         assert self._proposed is not None
@@ -133,13 +142,15 @@ class DensitySearch:
     def _ask(self, params: dict[str, Any]) -> optuna.Trial:
         """Ask the study; `params` is filled with what it proposed."""
         trial = self._study.ask()
+        self._suggest(trial, params)
+        return trial
 
+    def _suggest(self, trial: optuna.Trial, params: dict[str, Any]) -> None:
         def suggest(name: str, distribution: space.Distribution) -> Any:
             params[name] = suggest_value(trial, name, distribution)
             return params[name]
 
         space.resolve(self._problem.template, suggest, is_active)
-        return trial
 
     def _distributions(self, params: dict[str, Any]) -> dict[str, BaseDistribution]:
         found: dict[str, BaseDistribution] = {}

@@ -8,12 +8,15 @@ from typing import Any, final
 
 from ray.tune.search import Searcher
 
+from prunetune import space
+from prunetune.config import is_active
 from prunetune.errors import ConfigError
 from prunetune.schema import Config
-from prunetune.tuning import branching
-from prunetune.tuning.branching import Pool, key_of
+from prunetune.tuning import branching, exploration
+from prunetune.tuning.branching import Pool, determining, key_of
 from prunetune.tuning.density_search import DensitySearch
 from prunetune.tuning.driver_only import DriverOnly
+from prunetune.tuning.exploration import Experience
 from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class SweepSearch:
         self._problem = problem
         self._stored = stored
         self._pool = Pool()
+        self._experience = Experience(space.parameters(problem.template, is_active), config.densities)
         self._computing: dict[str, str] = {}  # stages' keys, to the uids of the trials that compute them
         self._searches = {
             density: DensitySearch(problem, density, sampler=config.search.sampler, seed=config.seed)
@@ -70,6 +74,7 @@ class SweepSearch:
     def _remember(self, record: TrialRecord, params: dict[str, Any]) -> None:
         if record.finished:
             self._searches[record.density].remember(record, params)
+            self._experience.ended(record, params)
             self.past.append(record)
             if _beyond_pre_pruning(record):
                 self._pool.add(record, params)
@@ -154,6 +159,7 @@ class SweepSearch:
         self._release(record)
         self._pool.ended(record)
         self._ledger.publish(record)
+        self._experience.ended(record, record.params)
         self._searches[record.density].tell(record)
 
     def _next_density(self, holding: set[float]) -> float | None:
@@ -200,11 +206,27 @@ class SweepSearch:
                     self._pool.remove(network.key)
                 elif found := search.propose(number, network.params, attempt):
                     return *found, True
-        proposal = search.propose(number, attempt=attempt)
+        proposal = search.propose(number, self._network(density, number, attempt), attempt)
         return None if proposal is None else (*proposal, False)
+
+    def _network(self, density: float, number: int, attempt: int) -> dict[str, Any] | None:
+        """What determines the network that a trial is to pre-train; None: that is the study's to propose.
+
+        It is where nothing is shared: each density is searched by itself, or no networks are pre-trained.
+        """
+        settings = self._config.search
+        shares = settings.sampler != "random" and settings.exploration < 1 and len(self._pool) > 0
+        if not shares or sum(self._explored.values()) < branching.NETWORKS_FIRST:
+            return None
+        drawn = self._searches[density].draw(number, exploration.DRAWN, attempt)
+        known = [*self._pool.points, *self._experience.running]
+        networks = [network for network in map(determining, drawn) if network not in known]
+        found = self._experience.most_promising(networks, density)
+        return None if found is None else networks[found]
 
     def _issue(self, record: TrialRecord) -> TrialRecord:
         self._pool.started(record)
+        self._experience.begun(record)
         self._claim(record)
         return record
 
