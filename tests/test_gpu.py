@@ -131,6 +131,24 @@ def test_a_graph_of_trials_together_computes_what_its_kernels_compute(
     assert "cannot be a CUDA graph" not in caplog.text
 
 
+def test_a_step_that_cannot_be_a_graph_leaves_the_gpu_usable(
+    tiny: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The recording fails half-way, and what follows is computed as without it."""
+    asked = config({**tiny, "model": {"name": "test_cuda_graphs:Counting"}}, "fp32", {})
+    asked = asked.model_copy(update={"data": asked.data.model_copy(update={"batch_size": 16})})
+    results = [
+        run_pipeline(
+            asked.model_copy(update={"cuda_graphs": graphs}),
+            store=Store(str(tmp_path / str(graphs))),
+            device=DEVICE,
+        )
+        for graphs in (False, True)
+    ]
+    assert "cannot be a CUDA graph" in caplog.text
+    assert results[0].val_accuracy == pytest.approx(results[1].val_accuracy, abs=0.05)
+
+
 def test_an_interrupted_stage_goes_on(tiny: dict[str, Any], tmp_path: Path) -> None:
     asked = config(tiny, "auto", {})
     trial = pipeline.run(asked, store=Store(str(tmp_path)), device=DEVICE, checkpoint_interval=0.0)
