@@ -108,6 +108,25 @@ def test_only_the_newest_results_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exploration, "_MOST", 8)
     made = experience(*peaked(0.1, -4.0), *peaked(0.1, -2.0))
     assert chosen(made, 0.1) == chosen(experience(*peaked(0.1, -2.0)), 0.1)
+    # By their numbers, not by when they came.
+    shuffled = experience(*peaked(0.1, -4.0), *peaked(0.1, -2.0), shuffled=True)
+    assert chosen(shuffled, 0.1) == chosen(made, 0.1)
+
+
+def test_what_is_to_be_improved_on_is_the_best_of_the_own_density(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Flat:
+        """Expects 0 ± 1 everywhere."""
+
+        def predict(self, points: Any, return_std: bool) -> tuple[list[float], list[float]]:
+            return [0.0] * len(points), [1.0] * len(points)
+
+    ahead: list[float] = []
+    monkeypatch.setattr(exploration, "_process", lambda points, scores: Flat())
+    monkeypatch.setattr(exploration, "expected_improvement", lambda a, s: ahead.append(a) or 0.0)
+    made = experience(*peaked(0.1, -2.5), (0.01, -2.0, 0.3))
+    for density in (0.1, 0.01):
+        made.most_promising(GRID[:1], density)
+    assert ahead == pytest.approx([-1.5341, 0.0], abs=1e-4)  # quantiles 15/16 of eight, ½ of one
 
 
 def test_nothing_is_said_of_too_little() -> None:
@@ -203,7 +222,8 @@ def test_new_networks_are_chosen_once_there_are_some_to_learn_from(
 
 
 @pytest.mark.parametrize(
-    "changed", [["search.sampler=random"], ["search.exploration=1.0"], ["pre_pruning=null"]]
+    "changed",
+    [["search.sampler=random", "search.exploration=0.5"], ["search.exploration=1.0"], ["pre_pruning=null"]],
 )
 def test_where_nothing_is_shared_proposals_are_the_studies_own(
     changed: list[str], tmp_path: Path, asked: list[int | None]
