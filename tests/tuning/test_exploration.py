@@ -250,6 +250,26 @@ def test_a_network_that_is_there_is_not_taken_for_a_new_one(
     assert sorted(explored[:3]) == [0.001, 0.01, 0.1]
 
 
+def test_what_is_asked_about_is_neither_trained_nor_being_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(branching, "NETWORKS_FIRST", 1)
+    text = TEXT.replace("{loguniform: [1e-4, 1e-1]}", "{choice: [0.1, 0.01, 0.001, 0.0001]}").replace(
+        "{choice: [null, {lambda1: 0.0, lambda2: {loguniform: [1e-5, 1e-2]}}]}", "null"
+    )
+    search = make(tmp_path, "search.exploration=0.9", text=text)
+    trained, running = started(search), started(search)
+    finish(trained, 0.5).curve.insert(0, PRE)
+    search.progressed(trained)
+    search.tell(trained)
+    assert search._experience.running == [determining(running.params)]
+    seen: list[Any] = []
+    monkeypatch.setattr(Experience, "most_promising", lambda self, networks, density: seen.extend(networks))
+    search._network(0.1, 5, 0)
+    taken = {trained.params[LR], running.params[LR]}
+    assert {network[LR] for network in seen} == {0.1, 0.01, 0.001, 0.0001} - taken
+
+
 def test_a_restarted_sweep_explores_as_if_it_had_not_ended(tmp_path: Path) -> None:
     overrides = ["search.trials_per_density=14", "search.exploration=0.5"]
     undisturbed = run_all(make(tmp_path / "a", *overrides))
