@@ -90,6 +90,31 @@ class Stream:
         """Nothing."""
 
 
+def test_the_two_streams_wait_for_each_other_and_only_where_graphs_are_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[str] = []
+
+    class Waiting(Stream):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            waits.append(f"{self.name} for {getattr(other, 'name', '')}")
+
+    monkeypatch.setattr(cuda_graphs, "can_record", lambda device: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Waiting("usual"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
+    monkeypatch.setattr(cuda_graphs, "_stream", lambda device: Waiting("own"))
+    with cuda_graphs.recordable(torch.device("cpu"), wanted=False):
+        pass
+    assert waits == []
+    with pytest.raises(KeyError), cuda_graphs.recordable(torch.device("cpu"), wanted=True):
+        assert waits == ["own for usual"]
+        raise KeyError
+    assert waits == ["own for usual", "usual for own"]
+
+
 def test_a_step_is_replayed_over_the_inputs_of_each_call(recorded: list[int]) -> None:
     total = torch.zeros(())
     pythons: list[int] = []
