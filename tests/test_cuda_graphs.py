@@ -109,9 +109,11 @@ def test_the_two_streams_wait_for_each_other_and_only_where_graphs_are_wanted(
     with cuda_graphs.recordable(torch.device("cpu"), wanted=False):
         pass
     assert waits == []
-    with pytest.raises(KeyError), cuda_graphs.recordable(torch.device("cpu"), wanted=True):
-        assert waits == ["own for usual"]
-        raise KeyError
+    with (
+        pytest.raises(KeyError, match="own for usual"),
+        cuda_graphs.recordable(torch.device("cpu"), wanted=True),
+    ):
+        raise KeyError(*waits)
     assert waits == ["own for usual", "usual for own"]
 
 
