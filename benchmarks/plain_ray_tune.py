@@ -1,8 +1,8 @@
 """The same search as plain Ray Tune does it: what `sweep_cost` compares with.
 
 Per density one experiment, with Ray's OptunaSearch (TPE), FIFO, a process per trial, and every stage computed
-in every trial. The training code is the project's own, so what differs is the sweep, and that stages which
-have collapsed run to their end.
+in every trial. The training code is the project's own, so what differs is the sweep, that stages which have
+collapsed run to their end, and that pruned layers compute as the whole ones they are.
 
     python -m benchmarks.plain_ray_tune CONFIG RESULT.json [dotted.key=value …]
 """
@@ -40,7 +40,7 @@ def trial(params: dict[str, Any], template: dict[str, Any], density: float, thre
     """One trial, as a user would write it: train, prune, train, report every epoch."""
     prepare_process(threads)
     tree = space.at(template, params, is_active)
-    config = validate({**tree, "densities": [density]}, Document("trial", {}))
+    config = validate({**tree, "densities": [density], "compact_layers": False}, Document("trial", {}))
     # Nothing ends a stage that has collapsed; what comes after it is skipped all the same.
     to_the_end = mock.patch.object(pre_pruning, "is_hopeless", return_value=False)
     with tempfile.TemporaryDirectory() as folder, to_the_end:

@@ -10,7 +10,8 @@ of its own that is timed from start to end:
 plain       OptunaSearch per density, FIFO, a process per trial, every stage in every trial
 workers     the project's sweep without early stopping or planned reuse: what workers that stay save
 reuse       trials branch from pre-pruned networks that are there
-stopping    and bad ones are stopped after pruning: the default
+stopping    and bad ones are stopped after pruning
+compact     and pruned layers compute with the inputs and outputs that are left: the default
 vectorized  with 8 trials per worker, as batched programs (only with --vectorized)
 graphs      and their steps as CUDA graphs (only with --ways; for a GPU)
 
@@ -44,11 +45,13 @@ _GOAL = 6.0
 
 _NO_STOPPING = "search.early_stopping=null"
 _ONE = "resources.trials_per_worker=1"
+_WHOLE = "compact_layers=false"
 WAYS: dict[str, list[str] | None] = {
     "plain": None,
-    "workers": [_ONE, _NO_STOPPING, "search.exploration=1.0"],
-    "reuse": [_ONE, _NO_STOPPING],
-    "stopping": [_ONE],
+    "workers": [_ONE, _WHOLE, _NO_STOPPING, "search.exploration=1.0"],
+    "reuse": [_ONE, _WHOLE, _NO_STOPPING],
+    "stopping": [_ONE, _WHOLE],
+    "compact": [_ONE],
     "vectorized": ["resources.trials_per_worker=8"],
     "graphs": ["resources.trials_per_worker=8", "cuda_graphs=true"],
 }

@@ -305,4 +305,5 @@ def _context(
         replicas=replicas,
         architecture=repr(canonical(config.model)),
         graphs=config.cuda_graphs,
+        compact=config.compact_layers,
     )

@@ -341,6 +341,9 @@ class Config(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="bf16: autocast; auto: bf16 on a GPU that has it, else fp32"
     )
+    compact_layers: bool = Field(
+        True, description="on a CPU: pruned layers compute without the inputs and outputs that have no weight"
+    )
     cuda_graphs: bool = Field(False, description="on a GPU: steps are recorded once per epoch, and replayed")
     data: DataConfig
     model: ModelConfig

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunetune import cuda_graphs
+from prunetune.compaction import Compaction
 from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import batch_length, steps_per_epoch
 from prunetune.parallel import ALONE, Replicas
@@ -105,11 +106,17 @@ class Learner:
     architecture: str = ""
     graphs: bool = False
     """Whether steps are CUDA graphs, on a GPU."""
+    compaction: Compaction | None = None
+    """The layers that compute with what their masks left."""
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
+
+    def compacted(self) -> AbstractContextManager[None]:
+        """Within, pruned layers are as small as they can be; evaluation too is to be done in it."""
+        return self.compaction.around(self.optimizers) if self.compaction is not None else nullcontext()
 
 
 class DivergedError(Exception):
@@ -155,7 +162,11 @@ class EpochWork:
         So the last validation, after every horizon, sees the original network.
         """
         device, learner = self.data.device, self.learner
-        with learner.precision.backends(device), cuda_graphs.recordable(device, wanted=learner.graphs):
+        with (
+            learner.precision.backends(device),
+            cuda_graphs.recordable(device, wanted=learner.graphs),
+            learner.compacted(),
+        ):
             self._run()
 
     def _run(self) -> None:

@@ -18,7 +18,7 @@ LAYERS = (
     ("space",),
     ("config",),
     ("sparsity",),
-    ("store", "models", "data", "precision", "cuda_graphs"),
+    ("store", "models", "data", "precision", "compaction", "cuda_graphs"),
     ("deploy",),
     ("parallel",),
     ("training",),

@@ -82,8 +82,9 @@ def run(
     def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = context.data
         how = learner.precision, learner.replicas
-        accuracy, _ = evaluate(learner.model, data, data.validation, *how)
-        test_accuracy, _ = evaluate(learner.model, data, data.test, *how)
+        with learner.compacted():
+            accuracy, _ = evaluate(learner.model, data, data.validation, *how)
+            test_accuracy, _ = evaluate(learner.model, data, data.test, *how)
         final = {name: learner.tensors[_MASK + name].bool() for name in masks}
         effective = effective_weights(learner.model, final, data.shape)
         cut = [name for name, mask in effective.items() if not mask.any()]

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import training
+from prunetune.compaction import Compaction
 from prunetune.data import Dataset
 from prunetune.parallel import ALONE, Replicas
 from prunetune.precision import AUTO, Precision
 from prunetune.schema import AugmentationConfig
 from prunetune.stages.checkpoint import Curve, EpochCheckpoint
+from prunetune.stages.pruned import Pruned
 from prunetune.store import Artefact, Artefacts
 from prunetune.training import DivergedError, EpochWork, Learner
 
@@ -46,6 +48,7 @@ class Context:
     replicas: Replicas = ALONE
     architecture: str = ""  # what `build` builds
     graphs: bool = False
+    compact: bool = False
 
 
 def train_stage(
@@ -76,6 +79,7 @@ def train_stage(
     learner.architecture = context.architecture
     # What replicas do around a step, and within batch norm, is no work of one device.
     learner.graphs = context.graphs and context.replicas.size == 1
+    learner.compaction = _compaction(learner, context)
     context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
@@ -117,6 +121,16 @@ def train_stage(
     context.store.save("stages", key, tensors, meta)
     checkpoint.delete()
     return Artefact(tensors, meta)
+
+
+def _compaction(learner: Learner, context: Context) -> Compaction | None:
+    """Where masks rest, on a CPU: on a GPU it has not been shown to pay, and replicas sum whole gradients."""
+    device, constraint = context.data.device, learner.constraint
+    if not (context.compact and device.type == "cpu" and context.replicas.size == 1):
+        return None
+    if not isinstance(constraint, Pruned):
+        return None
+    return Compaction(learner.model, constraint.mask, context.data.shape, batch_size=context.batch_size)
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
