@@ -8,7 +8,9 @@ stages and results know nothing of it.
 
 from __future__ import annotations
 
+import copy
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunetune.sparsity.masks import FixedMask
+from prunetune.sparsity.masks import FixedMask, prunable
 
 logger = logging.getLogger(__name__)
 
 _PAYS = 2**18
-"""Products per batch that must be saved: what one core does while it picks the inputs and outputs."""
+"""Weights to be saved × images in a batch: what one core multiplies while it picks the inputs and outputs."""
+_ROUNDING = 1e-3
+"""Of the largest logit: what the order of sums may change of the others."""
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -34,15 +38,16 @@ class Compaction:
     """The layers of a model that compute with what their mask left of them; none where it does not pay.
 
     A layer takes part if at most half of its weights are in a row and a column that are not empty, and if it
-    is a plain Linear or Conv layer whose weight is used by its own `forward` alone: found out by a forward
-    pass over two images of `shape` (C, H, W). The masks must rest.
+    is a plain Linear or Conv layer. None does if the network as a whole would give other logits, as where a
+    weight is read by others than its layer: found out on random images of `shape` (C, H, W). The masks must
+    rest.
     """
 
     def __init__(self, model: nn.Module, mask: FixedMask, shape: tuple[int, ...], *, batch_size: int) -> None:
         self._mask = mask
         self._layers = _layers(model, mask, batch_size)
-        if self._layers and not self._is_faithful(model, shape):
-            logger.info("pruned layers are not made smaller: a weight is used outside of its layer")
+        if self._layers and not _is_faithful(model, mask, (batch_size, *shape)):
+            logger.info("pruned layers stay whole: weights are used outside of %s", ", ".join(self.names))
             self._layers = []
 
     @property
@@ -52,7 +57,10 @@ class Compaction:
 
     @contextmanager
     def around(self, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-        """Within, the layers are small ones, also for the optimizers and the mask."""
+        """Within, the layers are small ones, also for the optimizers and the mask.
+
+        What reads a whole weight there sees that of before. Not to be nested.
+        """
         with ExitStack() as stack:
             for layer in self._layers:
                 stack.enter_context(layer.in_place())
@@ -60,21 +68,6 @@ class Compaction:
                 for optimizer in optimizers:
                     stack.enter_context(layer.stepped(optimizer))
             yield
-
-    def _is_faithful(self, model: nn.Module, shape: tuple[int, ...]) -> bool:
-        """Whether the logits depend on every small weight and on none of the whole ones."""
-        images = torch.zeros(2, *shape, dtype=self._layers[0].whole.dtype)
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.enable_grad(), self.around([]):
-                logits = model(images)
-                whole = [layer.whole for layer in self._layers]
-                small = [layer.small for layer in self._layers]
-                gradients = torch.autograd.grad(logits.sum(), [*whole, *small], allow_unused=True)
-        finally:
-            model.train(was_training)
-        return [gradient is None for gradient in gradients] == [True] * len(whole) + [False] * len(small)
 
 
 class _Layer:
@@ -84,10 +77,10 @@ class _Layer:
         self.name = name
         self.whole: nn.Parameter = module.weight  # type: ignore[assignment]
         self._module = module
-        filters = mask.flatten(2).any(2) if mask.dim() > 2 else mask.bool()
-        self._rows, self._columns = _occupied(filters.any(1)), _occupied(filters.any(0))
-        self.size = len(self._rows) * len(self._columns) * mask[0, 0].numel()
-        self._features = 1 - mask.dim()  # the dimension of inputs and outputs that the layer mixes
+        pairs = mask.flatten(2).any(2) if mask.dim() > 2 else mask.bool()  # of an output and an input
+        self._rows, self._columns = _occupied(pairs.any(1)), _occupied(pairs.any(0))
+        # The dimension of the inputs and outputs, counted from the end: in a batch or not.
+        self._features = 1 - mask.dim()
         self.small = nn.Parameter(self._of(self.whole.detach()))
 
     def _of(self, whole: Tensor) -> Tensor:
@@ -107,9 +100,9 @@ class _Layer:
         try:
             yield
         finally:
-            del module.forward
             with torch.no_grad():
                 self._into(self.whole, self.small)
+            del module.forward
 
     @contextmanager
     def masked(self, mask: FixedMask) -> Iterator[None]:
@@ -127,13 +120,14 @@ class _Layer:
 
         Where a weight was pruned, that state is of no consequence: optimizers go weight by weight.
         """
-        _replace(optimizer, self.whole, self.small)
+        small = {
+            name: self._of(value) if _is_like(value, self.whole) else value
+            for name, value in optimizer.state.get(self.whole, {}).items()
+        }
         state = optimizer.state.pop(self.whole, {})
-        if state:
-            optimizer.state[self.small] = {
-                name: self._of(value) if _is_like(value, self.whole) else value
-                for name, value in state.items()
-            }
+        if small:
+            optimizer.state[self.small] = small
+        _replace(optimizer, self.whole, self.small)
         try:
             yield
         finally:
@@ -180,15 +174,54 @@ def _layers(model: nn.Module, mask: FixedMask, batch_size: int) -> list[_Layer]:
         users = modules.get(id(mask.weights[name]), [])
         if len(users) == 1 and _is_plain(users[0]):
             layer = _Layer(name, users[0], kept)
-            whole = layer.whole.numel()
-            if 2 * layer.size <= whole and (whole - layer.size) * batch_size >= _PAYS:
+            whole, small = layer.whole.numel(), layer.small.numel()
+            if 2 * small <= whole and (whole - small) * batch_size >= _PAYS:
                 found.append(layer)
     return found
 
 
+def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...]) -> bool:
+    """Whether a copy with small layers, its whole weights not a number, gives the logits of one without.
+
+    While training and for validation: a layer may be used otherwise there (PyTorch's encoder layer is, by
+    its fast path).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images = torch.randn(shape, dtype=next(iter(mask.weights.values())).dtype)
+        try:
+            whole, small = copy.deepcopy(model), copy.deepcopy(model)
+            versions = [weight._version for weight in whole.parameters()]
+            wanted = _logits(whole, images)
+            if [weight._version for weight in whole.parameters()] != versions:
+                return False  # the forward pass writes weights
+            with ExitStack() as stack:
+                for layer in _layers(small, FixedMask(prunable(small), mask.masks), shape[0]):
+                    stack.enter_context(layer.in_place())
+                    layer.whole.detach().fill_(math.nan)
+                found = _logits(small, images)
+        except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or takes other images
+            return False
+    return all(
+        bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
+        for one, other in zip(found, wanted, strict=True)
+    )
+
+
+def _logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """As in a training step, and as in validation."""
+    torch.manual_seed(0)
+    training = model.train()(images).detach()
+    with torch.no_grad():
+        return training, model.eval()(images)
+
+
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes what its class says, with all inputs for every output."""
-    if "forward" in vars(module):
+    """Whether it computes what its class says, with all inputs for every output, and is trained so."""
+    weight = module.weight
+    if "forward" in vars(module) or not weight.requires_grad:
+        return False
+    if weight._backward_hooks or weight._post_accumulate_grad_hooks:
         return False
     if type(module) is nn.Linear:
         return True

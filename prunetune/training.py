@@ -115,7 +115,7 @@ class Learner:
                 group["base_lr"] = group["lr"]
 
     def compacted(self) -> AbstractContextManager[None]:
-        """Within, pruned layers are as small as they can be; evaluation too is to be done in it."""
+        """Within, pruned layers are small where that pays; in evaluation too, for the same order of sums."""
         return self.compaction.around(self.optimizers) if self.compaction is not None else nullcontext()
 
 

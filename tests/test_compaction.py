@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from test_vectorized import changed, mask
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from prunetune import compaction, pipeline
 from prunetune.compaction import Compaction
@@ -42,6 +41,13 @@ def sparse_mask(shape: torch.Size, *, seed: int = 0) -> Tensor:
     drawn = torch.rand(len(rows), len(columns), *shape[2:], generator=generator) < 0.7
     drawn[0], drawn[:, 0] = True, True
     found[rows[:, None], columns] = drawn.float()
+    return found
+
+
+def corner(shape: torch.Size) -> Tensor:
+    """The first third of the rows and columns hold weights: what a layer gives, the next one takes."""
+    found = torch.zeros(shape)
+    found[: shape[0] // 3, : shape[1] // 3] = 1
     return found
 
 
@@ -180,6 +186,7 @@ def test_skips_and_soft_activations_act_on_small_layers_too() -> None:
     masks = pruned(model)
     x = torch.rand(4, 12, dtype=torch.float64)
     plan = compacted(model, masks, (12,))
+    assert plan.names == ["0.weight", "2.weight"]
     with softened(model, beta=1.5, gamma=0.5):
         wanted = model(x)
     with plan.around([]), softened(model, beta=1.5, gamma=0.5):
@@ -188,31 +195,40 @@ def test_skips_and_soft_activations_act_on_small_layers_too() -> None:
 
 @pytest.mark.usefixtures("always")
 def test_an_error_leaves_the_whole_network_with_what_was_trained() -> None:
-    model = network()
-    masks = pruned(model)
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, masks: FixedMask) -> None:
+        images, labels = batch(0)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        masks.apply()
+
+    model, wanted = network(), network()
+    masks, wanted_masks = pruned(model), pruned(wanted)
     optimizer = OPTIMIZERS["momentum"](list(model.parameters()))
-    before = copy.deepcopy(model.state_dict())
+    other = OPTIMIZERS["momentum"](list(wanted.parameters()))
+    step(wanted, other, wanted_masks)
     parameters, weights = list(model.parameters()), dict(masks.weights)
     plan = compacted(model, masks)
-    images, labels = batch(0)
+    assert len(plan.names) == 4
 
     def fail() -> None:
         with plan.around([optimizer]):
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            raise KeyError("a step")
+            step(model, optimizer, masks)
+            raise KeyError("after a step")
 
-    with pytest.raises(KeyError, match="a step"):
+    with pytest.raises(KeyError, match="after a step"):
         fail()
     assert not any("forward" in vars(module) for module in model.modules())
     group = optimizer.param_groups[0]["params"]
     assert [id(p) for p in group] == [id(p) for p in parameters] == [id(p) for p in model.parameters()]
-    assert {name: id(weight) for name, weight in masks.weights.items()} == {
-        name: id(weight) for name, weight in weights.items()
-    }
-    for name in masks.masks:
-        assert masks.masks[name].shape == masks.weights[name].shape
-        assert not torch.equal(model.state_dict()[name], before[name])
+    assert all(masks.weights[name] is weight for name, weight in weights.items())
+    torch.testing.assert_close(masks.masks, wanted_masks.masks)
+    torch.testing.assert_close(model.state_dict(), wanted.state_dict())
+    for name, weight in weights.items():
+        kept = masks.masks[name].bool()
+        found = optimizer.state[weight]["momentum_buffer"]
+        torch.testing.assert_close(
+            found[kept], other.state[wanted_masks.weights[name]]["momentum_buffer"][kept]
+        )
 
 
 @pytest.mark.usefixtures("always")
@@ -220,8 +236,44 @@ def test_a_layer_that_is_cut_gives_its_bias() -> None:
     layer = nn.Linear(12, 9)
     masks = FixedMask(prunable(layer), {"weight": torch.zeros(9, 12)})
     masks.apply()
-    with compacted(layer, masks, (12,)).around([]):
+    plan = compacted(layer, masks, (12,))
+    assert plan.names == ["weight"]
+    with plan.around([]):
+        assert masks.weights["weight"].shape == (1, 1)
         torch.testing.assert_close(layer(torch.rand(2, 12)), layer.bias.expand(2, 9))
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("empty", ["rows", "columns"])
+def test_rows_or_columns_alone_may_be_empty(empty: str) -> None:
+    layer = nn.Linear(12, 8)
+    kept = torch.zeros(8, 12)
+    if empty == "rows":
+        kept[2:5] = 1
+    else:
+        kept[:, 3:7] = 1
+    masks = FixedMask(prunable(layer), {"weight": kept})
+    masks.apply()
+    x = torch.rand(12)  # one image, in no batch
+    wanted = layer(x)
+    with compacted(layer, masks, (12,)).around([]):
+        assert masks.weights["weight"].shape == ((3, 12) if empty == "rows" else (8, 4))
+        torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.usefixtures("always")
+def test_small_layers_compute_in_bf16_where_whole_ones_do() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 9)
+    masks = pruned(layer)
+    x = torch.rand(5, 12)
+    plan = compacted(layer, masks, (12,))
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = layer(x)
+        with plan.around([]):
+            found = layer(x)
+    assert found.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(found, wanted)
 
 
 class Elsewhere(nn.Module):
@@ -259,12 +311,91 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class DropConnect(nn.Module):
+    """While training its weight is read by another than its layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            out: Tensor = self.layer(x)
+            return out
+        return F.linear(x, F.dropout(self.layer.weight), self.layer.bias)
+
+
+class Quantized(nn.Module):
+    """Its layer computes with changed weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = {name: (8 * weight).round() / 8 for name, weight in self.layer.named_parameters()}
+        out: Tensor = torch.func.functional_call(self.layer, weights, (x,))
+        return out
+
+
+class Bounded(nn.Module):
+    """Its forward pass writes the weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight.clamp_(-10, 10)  # which changes nothing as yet
+        out: Tensor = self.layer(x)
+        return out
+
+
+class Encoder(nn.Module):
+    """PyTorch's fast path for validation reads the weights of its layers itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(12, 2, 24, dropout=0.0, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class Particular(nn.Linear):
+    """Cannot be copied."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise TypeError("cannot be copied")
+
+
+def clamped(layer: nn.Linear) -> nn.Module:
+    """The layer, with its gradient clipped by a hook of the weight."""
+    layer.weight.register_hook(lambda gradient: gradient.clamp(-1, 1))
+    return layer
+
+
+def observed(layer: nn.Linear) -> nn.Module:
+    """The layer, with something that looks at each gradient."""
+    layer.weight.register_post_accumulate_grad_hook(lambda weight: None)
+    return layer
+
+
 AS_THEY_ARE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "beside its layer": (lambda: Elsewhere(also=True), (12,)),
     "in its place": (lambda: Elsewhere(also=False), (12,)),
+    "while training": (DropConnect, (12,)),
+    "in validation": (Encoder, (4, 12)),
+    "changed on the way": (Quantized, (12,)),
+    "written": (Bounded, (12,)),
     "tied": (Tied, (12,)),
     "a subclass": (lambda: Doubled(12, 12), (12,)),
-    "parametrized": (lambda: parametrizations.orthogonal(nn.Linear(12, 12)), (12,)),
+    "an uncopyable part": (lambda: nn.Sequential(nn.Linear(12, 12), Particular(12, 6)), (12,)),
+    "frozen": (lambda: nn.Linear(12, 12).requires_grad_(requires_grad=False), (12,)),
+    "a hook of the weight": (lambda: clamped(nn.Linear(12, 12)), (12,)),
+    "a hook after its gradient": (lambda: observed(nn.Linear(12, 12)), (12,)),
     "groups": (lambda: nn.Conv2d(6, 12, 3, groups=2), (6, 8, 8)),
     "padding": (lambda: nn.Conv2d(6, 12, 3, padding=1, padding_mode="reflect"), (6, 8, 8)),
     "attention": (lambda: Attention(), (4, 12)),
@@ -289,15 +420,49 @@ def test_what_a_small_layer_could_get_wrong_stays_as_it_is(name: str) -> None:
     make, shape = AS_THEY_ARE[name]
     torch.manual_seed(0)
     model = make()
-    masks = pruned(model)
-    model.train()
+    weights = prunable(model)
+    masks = FixedMask(weights, {name: corner(weight.shape) for name, weight in weights.items()})
+    masks.apply()
+    assert masks.masks
     plan = compacted(model, masks, shape)
     assert plan.names == []
-    assert model.training
+    model.eval()
     images = torch.rand(3, *shape)
-    wanted = model(images)
-    with plan.around([]):
-        assert torch.equal(model(images), wanted)
+    with torch.no_grad():
+        wanted = model(images)
+        with plan.around([]):
+            assert torch.equal(model(images), wanted)
+
+
+class Counting(nn.Module):
+    """Counts and draws, whenever it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 6)
+        self.norm = nn.BatchNorm1d(6)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.norm(F.dropout(self.layer(x)))
+        return out
+
+
+@pytest.mark.usefixtures("always")
+def test_finding_out_leaves_no_trace() -> None:
+    model = Counting()
+    masks = pruned(model)
+    model.norm.eval()  # as somebody may want it
+    before = copy.deepcopy(model.state_dict())
+    torch.manual_seed(3)
+    assert compacted(model, masks, (12,)).names == ["layer.weight"]
+    drawn = torch.rand(4)
+    torch.manual_seed(3)
+    assert torch.equal(torch.rand(4), drawn)
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert (model.training, model.norm.training) == (True, False)
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -316,7 +481,9 @@ def test_layers_are_made_smaller_where_it_pays(
     layer = nn.Linear(100, 100)
     kept = torch.zeros(100, 100)
     kept[:rows, 7 : 7 + columns] = 1
-    plan = Compaction(layer, FixedMask(prunable(layer), {"weight": kept}), (100,), batch_size=batch_size)
+    masks = FixedMask(prunable(layer), {"weight": kept})
+    masks.apply()
+    plan = Compaction(layer, masks, (100,), batch_size=batch_size)
     assert plan.names == (["weight"] if pays else [])
 
 
@@ -377,19 +544,19 @@ def test_a_run_that_was_interrupted_gives_the_same_bits(
 
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize(
-    ("changes", "stages"),
+    ("changes", "wanted"),
     [
-        ({}, 1),
-        ({"pruning__schedule": {"name": "iterative", "rounds": 3, "epochs": 1}}, 3),
-        ({"post_pruning__dynamic": {"name": "set", "every": 2}}, 0),
-        ({"pruning__schedule": {"name": "gradual"}}, 0),
+        ({}, [True]),
+        ({"pruning__schedule": {"name": "iterative", "rounds": 2, "epochs": 1}}, [True, True]),
+        ({"post_pruning__dynamic": {"name": "set", "every": 2}}, []),
+        ({"pruning__schedule": {"name": "gradual"}}, []),
     ],
 )
 def test_layers_are_made_smaller_under_masks_that_rest(
-    changes: dict[str, Any], stages: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], wanted: list[bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, made = trained(changed(densities=[0.05], **changes), tmp_path, monkeypatch)
-    assert len(made) == stages
+    _, made = trained(changed(densities=[0.0025], **changes), tmp_path, monkeypatch)
+    assert [bool(names) for names in made] == wanted
 
 
 @pytest.mark.usefixtures("always")

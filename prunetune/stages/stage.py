@@ -79,10 +79,10 @@ def train_stage(
     learner.architecture = context.architecture
     # What replicas do around a step, and within batch norm, is no work of one device.
     learner.graphs = context.graphs and context.replicas.size == 1
-    learner.compaction = _compaction(learner, context)
     context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
     checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
     curve = checkpoint.load(learner)
+    learner.compaction = _compaction(learner, context)  # of the masks that were loaded
     first = len(curve)
     yield from _replay(name, key, curve, context.owner, stop or total)
     try:

@@ -211,6 +211,11 @@ class Problem:
         return lines
 
 
+_TODAYS = (
+    *("name", "search", "keep", "resources", "tracking", "storage"),
+    *("compact_layers", "cuda_graphs"),  # in no key: the same result but for rounding
+)
+"""What a recorded trial takes from the file that goes on with it."""
 _RECORDED = Document("a recorded trial", {})
 
 
@@ -242,10 +247,10 @@ def problem_hash(tree: dict[str, Any], density: float) -> str:
 
 
 def trial_config(record: TrialRecord, base: Config) -> Config:
-    """A record's configuration with today's data root, resources and tracking."""
+    """A record's configuration with today's data root, and today's say in how and where it is computed."""
     tree = dict(record.tree)
     tree["data"] = {**tree["data"], "root": base.data.root}
-    for key in ("name", "search", "keep", "resources", "tracking", "storage"):
+    for key in _TODAYS:
         tree[key] = base.tree()[key]
     return validate({**tree, "densities": [record.density]}, _RECORDED)
 

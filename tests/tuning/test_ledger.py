@@ -91,8 +91,10 @@ def test_a_record_fits_a_space_exactly_when_the_space_contains_it(tmp_path: Path
 
 def test_a_trial_runs_what_was_proposed_with_todays_paths(tmp_path: Path) -> None:
     _, _, _, record = one_record(tmp_path, "data.root=/old")
-    today, _, _ = make_sweep(tmp_path, "data.root=/new", "resources.cpus=2")
+    computed = ("compact_layers=false", "cuda_graphs=true")
+    today, _, _ = make_sweep(tmp_path, "data.root=/new", "resources.cpus=2", *computed)
     config = trial_config(record, today)
+    assert (config.compact_layers, config.cuda_graphs) == (False, True)
     assert (config.data.root, config.resources.cpus, config.density) == ("/new", 2, record.density)
     assert config.pre_pruning is not None
     assert canonical(config.pre_pruning)["optimizer"]["lr"] == record.params["pre_pruning.optimizer.lr"]
