@@ -290,7 +290,7 @@ class SearchConfig(Section):
     sampler: Literal["tpe", "random"] = "tpe"
     trials_per_density: int = Field(32, ge=1)
     exploration: float = Field(
-        0.16, gt=0, le=1, description="share of the trials that pre-train a new network; others branch"
+        0.15, gt=0, le=1, description="share of the trials that pre-train a new network; others branch"
     )
     early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(_named)] = EarlyStoppingConfig()
     max_concurrent: int | None = Field(None, ge=1)
