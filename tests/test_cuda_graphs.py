@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +271,21 @@ def test_a_model_that_waits_for_the_device_trains_all_the_same(
     assert_same(found, expected)
     assert recorded == []
     assert "cannot be a CUDA graph" in caplog.text
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("trials", [1, 2])
+def test_epochs_are_run_on_the_stream_of_graphs_where_these_are_wanted(
+    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, graphs: bool
+) -> None:
+    asked: list[bool] = []
+
+    def noted(device: torch.device, *, wanted: bool) -> nullcontext[None]:
+        asked.append(wanted)
+        return nullcontext()
+
+    monkeypatch.setattr(cuda_graphs, "recordable", noted)
+    configs = [each.model_copy(update={"cuda_graphs": graphs}) for each in CASES["learning rates"][:trials]]
+    together(configs, tmp_path)
+    assert asked
+    assert set(asked) == {graphs}
