@@ -238,14 +238,22 @@ def test_where_nothing_is_shared_proposals_are_the_studies_own(
     assert asked == []
 
 
+def with_rates(rates: str) -> str:
+    """A space whose networks differ by these learning rates alone."""
+    mask = "{choice: [null, {lambda1: 0.0, lambda2: {loguniform: [1e-5, 1e-2]}}]}"
+    return TEXT.replace("{loguniform: [1e-4, 1e-1]}", f"{{choice: [{rates}]}}").replace(mask, "null")
+
+
 def test_a_network_that_is_there_is_not_taken_for_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(branching, "NETWORKS_FIRST", 2)
-    text = TEXT.replace("{loguniform: [1e-4, 1e-1]}", "{choice: [0.1, 0.01, 0.001]}").replace(
-        "{choice: [null, {lambda1: 0.0, lambda2: {loguniform: [1e-5, 1e-2]}}]}", "null"
+    search = make(
+        tmp_path,
+        "search.trials_per_density=8",
+        "search.exploration=0.25",
+        text=with_rates("0.1, 0.01, 0.001"),
     )
-    search = make(tmp_path, "search.trials_per_density=8", "search.exploration=0.25", text=text)
     explored = [trial.params[LR] for trial in run_all(search) if not trial.branched]
     assert sorted(explored[:3]) == [0.001, 0.01, 0.1]
 
@@ -254,10 +262,7 @@ def test_what_is_asked_about_is_neither_trained_nor_being_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(branching, "NETWORKS_FIRST", 1)
-    text = TEXT.replace("{loguniform: [1e-4, 1e-1]}", "{choice: [0.1, 0.01, 0.001, 0.0001]}").replace(
-        "{choice: [null, {lambda1: 0.0, lambda2: {loguniform: [1e-5, 1e-2]}}]}", "null"
-    )
-    search = make(tmp_path, "search.exploration=0.9", text=text)
+    search = make(tmp_path, "search.exploration=0.9", text=with_rates("0.1, 0.01, 0.001, 0.0001"))
     trained, running = started(search), started(search)
     finish(trained, 0.5).curve.insert(0, PRE)
     search.progressed(trained)
