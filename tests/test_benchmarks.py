@@ -23,15 +23,17 @@ from benchmarks import (
     plain_loop,
     scaling,
     step_time,
+    sweep_cost,
     tables,
     vectorized,
 )
 from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import pipeline
-from prunetune.document import Document
+from prunetune.config import sweep_from_document
+from prunetune.document import Document, override, read
 from prunetune.models import build
-from prunetune.schema import Config, ConvConfig, DataConfig, MlpConfig
+from prunetune.schema import Config, ConvConfig, DataConfig, MlpConfig, SearchConfig
 from prunetune.store import Store
 from prunetune.training import EpochWork
 from prunetune.tuning.ledger import Ledger
@@ -407,3 +409,50 @@ def test_committed_results_name_no_place_of_the_machine() -> None:
 def test_the_readme_shows_the_committed_results() -> None:
     text = tables.README.read_text(encoding="utf-8")
     assert tables.replaced(text, tables.tables()) == text
+
+
+def cost(seconds: float, **best: float) -> dict[str, Any]:
+    """What a way of `sweep_cost` found; validation accuracy by density, a point less in the test."""
+    return {
+        "seconds": seconds,
+        "epochs_run": 1234,
+        "best": {
+            density.removeprefix("d"): {"val_accuracy": accuracy, "test_accuracy": accuracy - 0.01}
+            for density, accuracy in best.items()
+        },
+    }
+
+
+def test_a_sweeps_cost_is_told_against_plain_ray_tune() -> None:
+    ways = {"plain": cost(1200, **{"d0.1": 0.975, "d0.01": 0.96}), "compact": cost(150, **{"d0.1": 0.98})}
+    text = sweep_cost.render(result("sweep_cost", {"setting": "A search.", "ways": ways}))
+    assert "| plain | 20.0 min | 1.0 × | 1,234 | 97.50 (96.50) | 96.00 (95.00) |" in text
+    assert "| compact | 2.5 min | 8.0 × | 1,234 | 98.00 (97.00) | none |" in text
+    assert "times cheaper than plain Ray Tune ≥ 6: 8.00, met" in text
+
+
+def test_without_plain_ray_tune_no_ratio_is_told() -> None:
+    ways = {"stopping": cost(300, **{"d0.1": 0.975}), "compact": cost(150, **{"d0.1": 0.98, "d0.01": 0.9})}
+    text = sweep_cost.render(result("sweep_cost", {"setting": "A search.", "ways": ways}))
+    assert "| stopping | 5.0 min |  | 1,234 | 97.50 (96.50) | none |" in text
+    assert "| compact | 2.5 min |  | 1,234 | 98.00 (97.00) | 90.00 (89.00) |" in text
+    assert "Goal" not in text
+
+
+def test_each_way_of_a_sweep_adds_one_saving() -> None:
+    def config(way: str) -> Config:
+        overrides = sweep_cost.WAYS[way]
+        assert overrides is not None
+        _, found = sweep_from_document(override(read(sweep_cost.CONFIG), overrides))
+        return found
+
+    workers, reuse, stopping, compact = map(config, ("workers", "reuse", "stopping", "compact"))
+    assert [way.search.exploration == 1 for way in (workers, reuse, stopping, compact)] == [
+        True,
+        *[False] * 3,
+    ]
+    found = [way.search.early_stopping is None for way in (workers, reuse, stopping, compact)]
+    assert found == [True, True, False, False]
+    assert [way.compact_layers for way in (workers, reuse, stopping, compact)] == [False, False, False, True]
+    default = SearchConfig(trials_per_density=32, early_stopping=stopping.search.early_stopping)
+    assert compact.search == stopping.search == default
