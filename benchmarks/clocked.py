@@ -12,10 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from prunetune.config.schema import Config
+from prunetune.engine.loop import EpochWork
 from prunetune.pipeline import PipelineResult, Steps
-from prunetune.schema import Config
 from prunetune.stages.stage import Step
-from prunetune.training import EpochWork
 
 
 @dataclass(frozen=True)

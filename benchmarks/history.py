@@ -29,12 +29,13 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from prunetune import document, space
-from prunetune.config import is_active, most_epochs, sweep_from_document
-from prunetune.schema import Config
+from prunetune.config import document, space
+from prunetune.config.reading import is_active, most_epochs, sweep_from_document
+from prunetune.config.schema import Config
+from prunetune.records import report as reporting
+from prunetune.records import results
+from prunetune.records.ledger import Ledger, Problem, TrialRecord
 from prunetune.store import Store
-from prunetune.tuning import reporting, results
-from prunetune.tuning.ledger import Ledger, Problem, TrialRecord
 
 _SWEEP = Path(__file__).parents[1] / "sweeps" / "cifar.yaml"
 _RUNGS = (4, 12, 36)
@@ -73,7 +74,7 @@ def make(folder: Path, trials: int, proposals: int) -> tuple[Config, Problem, Le
 
 def write_past(problem: Problem, ledger: Ledger, stages: Store, densities: list[float], trials: int) -> None:
     """Finished trials at every density, in the ledger; the networks that they branch from, in `stages`."""
-    from prunetune.tuning.branching import determining
+    from prunetune.search.branching import determining
 
     draw = random.Random(0)
     networks: list[dict[str, Any]] = []
@@ -162,9 +163,9 @@ def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
 
 def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
     """Seconds of everything in `TITLES`, after so many trials at every density."""
-    importlib.import_module("prunetune.tuning.runner")  # before Ray, which it tells how to start
-    from prunetune.tuning.early_stopping import EarlyStopping
-    from prunetune.tuning.search import SweepSearch
+    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, which it tells how to start
+    from prunetune.search.early_stopping import EarlyStopping
+    from prunetune.search.queue import SweepSearch
 
     config, problem, empty = make(folder, trials, proposals)
     store, stages = empty.store, Store(config.storage).sub("store")
@@ -196,8 +197,8 @@ def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[s
     """Medians of what happens once per trial, and of drawing the live view."""
     from rich.console import Console
 
-    from prunetune.tuning.progress import Progress
-    from prunetune.tuning.retention import References, Retention
+    from prunetune.records.retention import References, Retention
+    from prunetune.trackers.live import Progress
 
     console = Console(file=io.StringIO(), width=140)
     view = Progress(console, search, config.densities, config.name)
@@ -228,7 +229,8 @@ def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[s
 
 def _track(config: Config, records: list[TrialRecord]) -> None:
     """What a sweep that is run again has MLflow's thread do before anything new."""
-    from prunetune.tuning import experiments, tracking
+    from prunetune.trackers.mlflow import experiments
+    from prunetune.trackers.mlflow import tracker as tracking
 
     tracker = tracking.Tracker(experiments.place(config), "made-up", config.name)
     tracker.begin(config.tree(), records)

@@ -26,14 +26,14 @@ import ray
 from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
-from prunetune import document, space
-from prunetune.config import is_active, sweep_from_document, validate
-from prunetune.document import Document
+from prunetune.config import document, space
+from prunetune.config.document import Document
+from prunetune.config.reading import is_active, sweep_from_document, validate
+from prunetune.engine.precision import prepare_process
 from prunetune.pipeline import run_pipeline
-from prunetune.precision import prepare_process
+from prunetune.search.study import suggest_value
 from prunetune.stages import pre_pruning
 from prunetune.store import Store
-from prunetune.tuning.density_search import suggest_value
 
 
 def trial(params: dict[str, Any], template: dict[str, Any], density: float, threads: int) -> None:

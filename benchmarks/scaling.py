@@ -29,9 +29,9 @@ import torch
 from benchmarks import clocked, common
 from prunetune import data as datasets
 from prunetune import sweep
+from prunetune.config.schema import Config
 from prunetune.keys import stage_keys
 from prunetune.pipeline import PipelineResult
-from prunetune.schema import Config
 from prunetune.stages.stage import Report
 from prunetune.store import Store
 
@@ -85,7 +85,7 @@ def waiting(
 
 def run_sweep(workers: int, trials: int, folder: Path) -> dict[str, Any]:
     """A sweep on a Ray with so many CPUs."""
-    importlib.import_module("prunetune.tuning.runner")  # before Ray, which it tells how to start
+    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, which it tells how to start
     import ray
 
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

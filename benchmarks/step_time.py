@@ -36,10 +36,10 @@ from torch import nn
 from benchmarks import common
 from benchmarks.bounds import bound_seconds, macs, measured_rates, optimizer_bytes, step_flops
 from benchmarks.plain_loop import plain_epochs, plain_source, write_images
-from prunetune import config as configuration
 from prunetune import models, pipeline
-from prunetune.document import Document, override
-from prunetune.schema import Config
+from prunetune.config import reading as configuration
+from prunetune.config.document import Document, override
+from prunetune.config.schema import Config
 from prunetune.sparsity.masks import prunable
 from prunetune.store import Store
 

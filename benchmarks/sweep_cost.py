@@ -37,8 +37,8 @@ import pandas as pd
 import torch
 
 from benchmarks import common
-from prunetune import document
-from prunetune.config import most_epochs, sweep_from_document
+from prunetune.config import document
+from prunetune.config.reading import most_epochs, sweep_from_document
 
 CONFIG = Path(__file__).parent / "sweep_cost.yaml"
 _GOAL = 6.0

@@ -25,9 +25,9 @@ import torch
 
 from benchmarks import common
 from prunetune import pipeline, vectorized
-from prunetune.schema import Config
+from prunetune.config.schema import Config
+from prunetune.engine.loop import EpochWork
 from prunetune.store import Store
-from prunetune.training import EpochWork
 
 _GOAL = 20.0
 

@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunetune.config.schema import Config
     from prunetune.errors import ConfigError, UserError
     from prunetune.pipeline import PipelineResult, run_pipeline
-    from prunetune.schema import Config
 
 __version__ = "0.1.0"
 
@@ -18,7 +18,7 @@ __all__ = ["Config", "ConfigError", "PipelineResult", "UserError", "run_pipeline
 
 # Looked up when asked for: PyTorch takes seconds to import, and a command imports this package first.
 _HOMES = {
-    "Config": "schema",
+    "Config": "config.schema",
     "ConfigError": "errors",
     "PipelineResult": "pipeline",
     "UserError": "errors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import NoReturn
 
-from prunetune import process
+from prunetune.cli import process
 
 _COMMANDS = {
     "sweep": "search a configuration per density",
@@ -17,13 +17,13 @@ _COMMANDS = {
 def main() -> NoReturn:
     """The console script."""
     process.begin()
-    from prunetune import commands
+    from prunetune.cli import commands
 
     process.end(commands.run(_dispatch))
 
 
 def _dispatch(arguments: list[str]) -> int:
-    from prunetune import commands
+    from prunetune.cli import commands
     from prunetune.errors import UserError, did_you_mean
 
     usage = "usage: prunetune COMMAND …\n\n" + "\n".join(

@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 
 from prunetune import models
-from prunetune.config import canonical, digest
-from prunetune.schema import Config
+from prunetune.config.reading import canonical, digest
+from prunetune.config.schema import Config
 from prunetune.stages import pruning
 
 FORMAT = 5

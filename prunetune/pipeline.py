@@ -11,22 +11,22 @@ from typing import Any, Generic, Protocol, TypeVar, final
 import torch
 from torch import Tensor, nn
 
-from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import models
-from prunetune.config import canonical
+from prunetune.config import reading as configuration
+from prunetune.config.document import Document
+from prunetune.config.reading import canonical
+from prunetune.config.schema import Config
 from prunetune.data import Dataset
 from prunetune.data.batches import batch_length
-from prunetune.document import Document
+from prunetune.engine.loop import EpochWork, seed_of
+from prunetune.engine.precision import Precision
+from prunetune.engine.replicas import ALONE, Replicas, SharedStore
 from prunetune.errors import UserError
 from prunetune.keys import StageKeys, stage_keys, stored_keys
-from prunetune.parallel import ALONE, Replicas, SharedStore
-from prunetune.precision import Precision
-from prunetune.schema import Config
 from prunetune.stages import post_pruning, pre_pruning, pruning
 from prunetune.stages.stage import Context, Report, Step
 from prunetune.store import Store
-from prunetune.training import EpochWork, seed_of
 
 Yielded = TypeVar("Yielded")
 Returned = TypeVar("Returned")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from prunetune import process
+    from prunetune.cli import process
 
     process.begin()
 
 import argparse
 from pathlib import Path
 
-from prunetune import commands
+from prunetune.cli import commands
 from prunetune.errors import UserError
+from prunetune.records import report as reporting
 from prunetune.store import Store
-from prunetune.tuning import reporting
 
 
 def main(arguments: list[str]) -> int:

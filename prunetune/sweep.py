@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from prunetune import process
+    from prunetune.cli import process
 
     process.begin()
 
@@ -15,9 +15,12 @@ from typing import Any
 
 from rich.table import Table
 
-from prunetune import commands, document, models, pipeline, process, space
 from prunetune import data as datasets
-from prunetune.config import (
+from prunetune import models, pipeline
+from prunetune.cli import commands, process
+from prunetune.config import document, space
+from prunetune.config.document import Document
+from prunetune.config.reading import (
     digest,
     is_active,
     kept,
@@ -26,14 +29,15 @@ from prunetune.config import (
     sweep_from_document,
     validate,
 )
-from prunetune.document import Document
+from prunetune.config.schema import Config, DataConfig
 from prunetune.errors import UserError
 from prunetune.keys import FORMAT
-from prunetune.schema import Config, DataConfig
+from prunetune.records import ledger as ledgers
+from prunetune.records import report as reporting
+from prunetune.records import results, retention
+from prunetune.records.ledger import Ledger, Problem
+from prunetune.search import branching
 from prunetune.store import Store
-from prunetune.tuning import branching, reporting, results, retention
-from prunetune.tuning import ledger as ledgers
-from prunetune.tuning.ledger import Ledger, Problem
 
 
 def main(arguments: list[str], steps: pipeline.Steps = pipeline.steps) -> int:
@@ -95,8 +99,11 @@ def _sweep(
 ) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
     with process.importing():
-        from prunetune.tuning import experiments, progress, runner, tracking
-        from prunetune.tuning.search import SweepSearch
+        from prunetune.execution import ray_tune as runner
+        from prunetune.search.queue import SweepSearch
+        from prunetune.trackers import live as progress
+        from prunetune.trackers.mlflow import experiments
+        from prunetune.trackers.mlflow import tracker as tracking
 
     console = commands.console()
     ledger = Ledger(store)
@@ -222,9 +229,10 @@ def _open(store: Store, config: Config, problem: Problem, ledger: Ledger, consol
 
 def _collect_garbage(config: Config, problem: Problem, ledger: Ledger, *, dry_run: bool) -> int:
     """Say what of the store goes and what stays, by sort."""
-    from prunetune.tuning import garbage
+    from prunetune.records import garbage
+    from prunetune.search.queue import SweepSearch
 
-    found = garbage.find(config, problem, ledger)
+    found = garbage.find(config, problem, ledger, missing=len(SweepSearch(config, problem, ledger)))
     if not dry_run:
         found.remove()
     console = commands.console()

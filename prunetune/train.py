@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before the imports that take seconds
-    from prunetune import process
+    from prunetune.cli import process
 
     process.begin()
 
@@ -17,16 +17,18 @@ from typing import Any
 
 from rich.console import Console
 
-from prunetune import commands, deploy, document
 from prunetune import data as datasets
-from prunetune.config import from_document
+from prunetune import export as deploy
+from prunetune.cli import commands
+from prunetune.config import document
+from prunetune.config.document import Document
+from prunetune.config.reading import from_document
+from prunetune.config.schema import Config
 from prunetune.data import Dataset
 from prunetune.data.batches import batch_length
-from prunetune.document import Document
+from prunetune.engine.precision import prepare_process
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
-from prunetune.precision import prepare_process
-from prunetune.schema import Config
 from prunetune.store import Store
 
 
@@ -109,7 +111,7 @@ def _source(given: argparse.Namespace) -> Document:
         return document.override(document.read(given.config), given.overrides)
     # With --run-id the first positional argument is an override, too.
     overrides = ([given.config] if given.config else []) + given.overrides
-    from prunetune.tuning import experiments
+    from prunetune.trackers.mlflow import experiments
 
     found = experiments.config_of_run(given.run_id, given.tracking_uri, "runs")
     if found is None:
@@ -133,7 +135,7 @@ def _run(config: Config, console: Console, workers: int) -> PipelineResult:
     owner = f"train {config.name}"
     if workers == 1:
         return run_pipeline(config, report=report, owner=owner)
-    from prunetune.tuning import distributed  # Ray takes seconds to import
+    from prunetune.execution import data_parallel as distributed  # Ray takes seconds to import
 
     return distributed.run(config, workers, report, owner)
 
@@ -151,7 +153,7 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
     from mlflow.types import Schema, TensorSpec
 
     from prunetune import __version__
-    from prunetune.tuning import experiments
+    from prunetune.trackers.mlflow import experiments
 
     experiments.prepare_client()
     try:
@@ -168,7 +170,7 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
             deploy.save_model(saved, config, result.state, data)
             mlflow.pyfunc.save_model(
                 path=str(Path(scratch, "model")),
-                loader_module="prunetune.deploy.pyfunc",
+                loader_module="prunetune.export.pyfunc",
                 data_path=str(saved),
                 signature=signature,
                 input_example=data.test.images[:2].cpu().numpy(),
@@ -182,7 +184,7 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
 
 def _track(config: Config, result: PipelineResult, output: Path) -> str | None:
     """A run in MLflow with parameters, results and files; None, with a warning, where MLflow is away."""
-    from prunetune.tuning import experiments
+    from prunetune.trackers.mlflow import experiments
 
     try:
         return experiments.log_training(config, result.metrics(), output)

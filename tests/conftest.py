@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 from pyarrow import fs as pafs
+from small_sweep import TEXT, make_sweep
 
+from prunetune.config.schema import Config
+from prunetune.records.ledger import Ledger, Problem
 from prunetune.store import Store
 
 SHARED_DATA = Path(os.environ.get("PRUNETUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -76,3 +79,13 @@ def remote() -> Store:
     memory.store.clear()
     memory.pseudo_dirs[:] = [""]
     return Store("bucket/runs", pafs.PyFileSystem(pafs.FSSpecHandler(memory)))
+
+
+@pytest.fixture
+def text() -> str:
+    return TEXT
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> tuple[Config, Problem, Ledger]:
+    return make_sweep(tmp_path)

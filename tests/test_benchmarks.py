@@ -27,17 +27,17 @@ from benchmarks import (
     tables,
     vectorized,
 )
-from prunetune import config as configuration
 from prunetune import data as datasets
 from prunetune import pipeline
-from prunetune.config import sweep_from_document
-from prunetune.document import Document, override, read
+from prunetune.config import reading as configuration
+from prunetune.config.document import Document, override, read
+from prunetune.config.reading import sweep_from_document
+from prunetune.config.schema import Config, ConvConfig, DataConfig, MlpConfig, SearchConfig
+from prunetune.engine.loop import EpochWork
 from prunetune.models import build
-from prunetune.schema import Config, ConvConfig, DataConfig, MlpConfig, SearchConfig
+from prunetune.records.ledger import Ledger
+from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
-from prunetune.training import EpochWork
-from prunetune.tuning.ledger import Ledger
-from prunetune.tuning.search import SweepSearch
 
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 4.0, "gpu": None, "load": 0.1}
 

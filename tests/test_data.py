@@ -19,11 +19,11 @@ from PIL import Image
 from torch import Tensor
 
 from prunetune import data
+from prunetune.config.schema import AugmentationConfig, DataConfig
 from prunetune.data import Dataset, Split, augment, batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
 from prunetune.data.dataset import channel_statistics, split_off_validation
 from prunetune.errors import UserError
-from prunetune.schema import AugmentationConfig, DataConfig
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -332,7 +332,7 @@ def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path
     import mlflow
 
     from prunetune import data
-    from prunetune.config import load
+    from prunetune.config.reading import load
 
     model = mlflow.pyfunc.load_model(str(saved / "mlflow_model"))
     test = data.load(load(str(best)).data).test

@@ -10,8 +10,8 @@ import torch
 from test_vectorized import CASES, together
 
 from prunetune import pipeline
+from prunetune.config.schema import Config
 from prunetune.pipeline import PipelineResult, run_pipeline
-from prunetune.schema import Config
 from prunetune.store import Store
 
 DEVICE = "cuda"

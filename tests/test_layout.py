@@ -1,4 +1,4 @@
-"""Imports point downward only; ray, optuna and mlflow stay in tuning/ and the command modules."""
+"""Imports point downward only; ray, optuna and mlflow stay in their rooms."""
 
 from __future__ import annotations
 
@@ -12,28 +12,27 @@ import prunetune
 PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
-    ("errors", "process"),
-    ("document", "schema"),
-    ("distributions",),
-    ("space",),
-    ("config",),
-    ("sparsity",),
-    ("store", "models", "data", "precision", "compaction", "cuda_graphs"),
-    ("deploy",),
-    ("parallel",),
-    ("training",),
+    ("errors",),
+    ("config", "sparsity"),
+    ("store", "models", "data"),
+    ("export",),
+    ("engine",),
+    ("methods",),
     ("stages",),
     ("keys",),
     ("pipeline", "vectorized"),
     ("__init__",),  # the package itself: `from prunetune import run_pipeline`
-    ("tuning",),
-    ("commands",),
+    ("records",),
+    ("search",),
+    ("trackers",),
+    ("execution",),
+    ("cli",),
     ("sweep", "train", "report"),
     ("__main__",),
 )
 """Top-level modules and packages, low to high; a module imports from lower layers and its own package."""
 
-COMMANDS = {"commands", "sweep", "train", "report", "__main__"}
+COMMANDS = {"sweep", "train", "report", "__main__"}
 
 
 def module_name(path: Path) -> str:
@@ -116,13 +115,17 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-def test_ray_optuna_and_mlflow_are_imported_by_tuning_and_the_commands_alone() -> None:
+HOMES = {"ray": {"execution", "search"}, "optuna": {"search"}, "mlflow": {"trackers"}}
+"""Frameworks, and the rooms that import them, beside the commands."""
+
+
+def test_ray_optuna_and_mlflow_are_imported_in_their_rooms_alone() -> None:
     elsewhere = [
         f"{SOURCES[module]}:{line}: {module} imports {name}"
         for module in SOURCES
-        if module.partition(".")[0] not in COMMANDS | {"tuning"}
         for name, line in imports(module)
-        if name.partition(".")[0] in ("ray", "optuna", "mlflow")
+        if (home := HOMES.get(name.partition(".")[0])) is not None
+        and module.partition(".")[0] not in COMMANDS | home
     ]
     assert elsewhere == []
 
@@ -169,7 +172,7 @@ def test_run_pipeline_loads_neither_ray_nor_optuna_nor_mlflow(tmp_path: Path) ->
 
 
 def test_the_actor_between_driver_and_workers_does_not_wait_for_pytorch() -> None:
-    program = "import sys; import prunetune.tuning.roster; print('torch' in sys.modules)"
+    program = "import sys; import prunetune.execution.roster; print('torch' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=PACKAGE.parent, timeout=120
     )

@@ -12,13 +12,13 @@ from torch import nn
 
 from prunetune import data as datasets
 from prunetune import models, pipeline
-from prunetune.config import from_document
-from prunetune.document import Document
+from prunetune.config.document import Document
+from prunetune.config.reading import from_document
 from prunetune.keys import stage_keys
+from prunetune.methods import pruned
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.rescaling import rescale
-from prunetune.stages import pruned
 from prunetune.store import Store
 
 TOTAL = 64 * 16 + 16 * 16 + 16 * 10

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from prunetune import models
+from prunetune.config.schema import ConvConfig, MlpConfig, ModelConfig, UserModelConfig, VitConfig
 from prunetune.errors import UserError
-from prunetune.schema import ConvConfig, MlpConfig, ModelConfig, UserModelConfig, VitConfig
 from prunetune.sparsity.initializers import zero_matrix, zero_paper_matrix
 from prunetune.sparsity.masks import prunable
 

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from prunetune import data as datasets
-from prunetune import models, pipeline, training
-from prunetune.config import kept
+from prunetune import models, pipeline
+from prunetune.config.reading import kept
+from prunetune.config.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.data import Dataset
+from prunetune.engine import loop as training
+from prunetune.engine.checkpoint import EpochCheckpoint
 from prunetune.errors import UserError
 from prunetune.keys import StageKeys, stage_keys, stored_keys
 from prunetune.pipeline import PipelineResult, run_pipeline
-from prunetune.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.smoothing import relus
 from prunetune.stages import post_pruning, pre_pruning
-from prunetune.stages.checkpoint import EpochCheckpoint
 from prunetune.stages.post_pruning import smoothing_at
 from prunetune.stages.stage import Context, load_state, state_of
 from prunetune.store import Store
@@ -140,7 +141,7 @@ def test_a_run_reports_every_epoch_and_gives_a_network_of_the_density(tiny: Tree
 def test_run_pipeline_takes_a_config_a_mapping_or_a_file(
     small: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from prunetune import document
+    from prunetune.config import document
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(document.dump(small))
@@ -762,7 +763,7 @@ def test_finished_stages_leave_no_checkpoint(small: Tree, store: Store) -> None:
 def test_no_checkpoint_is_written_before_it_is_time(
     small: Tree, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prunetune.stages.checkpoint._LONG_EPOCH", float("inf"))
+    monkeypatch.setattr("prunetune.engine.checkpoint._LONG_EPOCH", float("inf"))
     assert not any(r["checkpointed"] for r in drive(small, store, interval=1e9).reports)
     assert EpochCheckpoint(store, "k").interval == 5.0
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import pipeline, vectorized
+from prunetune.config.schema import Config
+from prunetune.engine.loop import EpochWork
 from prunetune.pipeline import PipelineResult
-from prunetune.schema import Config
 from prunetune.stages.stage import Report
 from prunetune.store import Store
-from prunetune.training import EpochWork
 
 Tree = dict[str, Any]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from prunetune.config.schema import AugmentationConfig
 from prunetune.data.dataset import Dataset, Split
-from prunetune.schema import AugmentationConfig
 
 
 def batches(

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from prunetune.config.schema import DataConfig
 from prunetune.data.dataset import Dataset, Split, split_off_validation
 from prunetune.errors import UserError
-from prunetune.schema import DataConfig
 
 _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunetune.config.schema import ConvConfig, MlpConfig, ModelConfig, UserModelConfig, VitConfig
 from prunetune.errors import UserError
 from prunetune.models.mlp import Mlp
 from prunetune.models.resnet import resnet18, resnet20
 from prunetune.models.vgg import vgg16
 from prunetune.models.vit import VitTiny
-from prunetune.schema import ConvConfig, MlpConfig, ModelConfig, UserModelConfig, VitConfig
 from prunetune.sparsity.initializers import INITIALIZERS
 from prunetune.sparsity.masks import prunable
 

@@ -10,16 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from prunetune.config.schema import PostPruningConfig, PruningConfig
 from prunetune.data import batches
-from prunetune.schema import PostPruningConfig, PruningConfig
-from prunetune.sparsity import schedules
-from prunetune.sparsity.effective import effective_weights
-from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
-from prunetune.sparsity.rescaling import rescale
-from prunetune.stages.pruned import Dynamic, Gradual, Pruned
-from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
-from prunetune.store import Artefact
-from prunetune.training import (
+from prunetune.engine.loop import (
     Constraint,
     Learner,
     Smoothing,
@@ -30,6 +23,13 @@ from prunetune.training import (
     seed_of,
     seeded,
 )
+from prunetune.methods.pruned import Dynamic, Gradual, Pruned
+from prunetune.sparsity import schedules
+from prunetune.sparsity.effective import effective_weights
+from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
+from prunetune.sparsity.rescaling import rescale
+from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
+from prunetune.store import Artefact
 
 logger = logging.getLogger(__name__)
 

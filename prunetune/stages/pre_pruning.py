@@ -11,15 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import digest
-from prunetune.schema import MaskConfig, PrePruningConfig
-from prunetune.sparsity import schedules
-from prunetune.sparsity.dynamic import cubic_density
-from prunetune.sparsity.masks import LearnableMask, prunable
-from prunetune.stages.checkpoint import Curve
-from prunetune.stages.stage import Context, Step, state_of, train_stage
-from prunetune.store import Artefact
-from prunetune.training import (
+from prunetune.config.reading import digest
+from prunetune.config.schema import MaskConfig, PrePruningConfig
+from prunetune.engine.checkpoint import Curve
+from prunetune.engine.loop import (
     Learner,
     Metrics,
     Unconstrained,
@@ -28,6 +23,11 @@ from prunetune.training import (
     make_schedule,
     seed_of,
 )
+from prunetune.sparsity import schedules
+from prunetune.sparsity.dynamic import cubic_density
+from prunetune.sparsity.masks import LearnableMask, prunable
+from prunetune.stages.stage import Context, Step, state_of, train_stage
+from prunetune.store import Artefact
 
 
 def run(

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config import digest, kept
+from prunetune.config.reading import digest, kept
+from prunetune.config.schema import OptimizerConfig, PrePruningConfig, PruningConfig, pattern
 from prunetune.data import Dataset
-from prunetune.schema import OptimizerConfig, PrePruningConfig, PruningConfig, pattern
+from prunetune.engine.loop import Learner, make_optimizer, make_schedule, seed_of, seeded
+from prunetune.methods.pruned import Pruned
 from prunetune.sparsity import allocation
 from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.stages import pre_pruning
-from prunetune.stages.pruned import Pruned
 from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
-from prunetune.training import Learner, make_optimizer, make_schedule, seed_of, seeded
 
 State = dict[str, Tensor]
 

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunetune import training
-from prunetune.compaction import Compaction
+from prunetune.config.schema import AugmentationConfig
 from prunetune.data import Dataset
-from prunetune.parallel import ALONE, Replicas
-from prunetune.precision import AUTO, Precision
-from prunetune.schema import AugmentationConfig
-from prunetune.stages.checkpoint import Curve, EpochCheckpoint
-from prunetune.stages.pruned import Pruned
+from prunetune.engine import loop as training
+from prunetune.engine.checkpoint import Curve, EpochCheckpoint
+from prunetune.engine.compaction import Compaction
+from prunetune.engine.loop import DivergedError, EpochWork, Learner
+from prunetune.engine.precision import AUTO, Precision
+from prunetune.engine.replicas import ALONE, Replicas
+from prunetune.methods.pruned import Pruned
 from prunetune.store import Artefact, Artefacts
-from prunetune.training import DivergedError, EpochWork, Learner
 
 Report = dict[str, Any]
 """Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `last` (the stage is trained), `reused`, and the

@@ -19,9 +19,9 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
+from prunetune.engine.loop import EpochWork, Unconstrained
+from prunetune.methods.pruned import Pruned
 from prunetune.stages.pre_pruning import MaskLearning
-from prunetune.stages.pruned import Pruned
-from prunetune.training import EpochWork, Unconstrained
 from prunetune.vectorized.program import Program
 
 logger = logging.getLogger(__name__)

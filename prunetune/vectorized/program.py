@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from prunetune import cuda_graphs
 from prunetune.data import batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
+from prunetune.engine import cuda_graphs
+from prunetune.engine.loop import EpochWork, Learner, Metrics, Smoothing, seed_of
+from prunetune.methods.pruned import Pruned
 from prunetune.sparsity.dynamic import shift_to_count
 from prunetune.sparsity.masks import fill_uniform, prunable
 from prunetune.sparsity.smoothing import softened
 from prunetune.stages.pre_pruning import MaskLearning
-from prunetune.stages.pruned import Pruned
-from prunetune.training import EpochWork, Learner, Metrics, Smoothing, seed_of
 from prunetune.vectorized.optimizers import batched
 
 _SHIFTS = vmap(shift_to_count)

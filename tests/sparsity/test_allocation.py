@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunetune.config import kept
+from prunetune.config.reading import kept
 from prunetune.sparsity.allocation import (
     LAYER_COUNTS,
     apportion,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.schema import MlpConfig
+from prunetune.config.schema import MlpConfig
 from prunetune.sparsity import criteria
 from prunetune.sparsity.allocation import unstructured
 from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene

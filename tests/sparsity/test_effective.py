@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.schema import ConvConfig, MlpConfig, ModelConfig, VitConfig
+from prunetune.config.schema import ConvConfig, MlpConfig, ModelConfig, VitConfig
 from prunetune.sparsity.effective import effective_density, effective_weights
 from prunetune.sparsity.masks import prunable
 

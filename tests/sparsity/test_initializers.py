@@ -122,6 +122,6 @@ def test_kaiming_has_the_deviation_of_its_fan_in_and_follows_its_generator() -> 
 def test_the_registry_names_what_the_schema_allows() -> None:
     from typing import get_args
 
-    from prunetune.schema import Initializer
+    from prunetune.config.schema import Initializer
 
     assert {"default", *INITIALIZERS} == set(get_args(Initializer))

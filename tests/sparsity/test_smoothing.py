@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.schema import ConvConfig, MlpConfig, VitConfig
+from prunetune.config.schema import ConvConfig, MlpConfig, VitConfig
 from prunetune.sparsity.smoothing import PSwish, pswish, relus, resized, skip_blocks, softened
 
 

@@ -1,0 +1,91 @@
+"""Where a stage under way is, in the store: its newest epoch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunetune.engine.loop import Learner
+from prunetune.store import Artefacts
+
+Curve = list[dict[str, Any]]
+"""By epoch: its metrics, and as `owner` the trial that computed it."""
+
+_LONG_EPOCH = 1.0
+"""Seconds from which an epoch is worth a checkpoint of its own."""
+_WRITING = 10.0
+"""So many times as long as a checkpoint takes to write, passes until the next one."""
+
+
+@dataclass
+class EpochCheckpoint:
+    """The newest epoch of a stage under way, in the store.
+
+    An epoch of a second or more is written at once, so that a machine that is lost costs no other; shorter
+    ones when `interval` seconds have passed since the last. But writing shall take no more than a tenth of
+    the time: where it is slow, a few epochs pass in between, at most three intervals.
+    """
+
+    store: Artefacts
+    key: str
+    interval: float = 5.0
+
+    def __post_init__(self) -> None:
+        self._asked = self._last = time.monotonic()
+        self._cost = 0.0  # seconds that the last one took to write
+
+    def load(self, learner: Learner) -> Curve:
+        """Bring the learner to where the checkpoint is; the curve so far, [] for none."""
+        found = self.store.load("checkpoints", self.key)
+        if found is None:
+            return []
+        with torch.no_grad():
+            for name, tensor in learner.tensors.items():
+                tensor.copy_(found.tensors[name])
+        for index, optimizer in enumerate(learner.optimizers):
+            _restore_optimizer(optimizer, f"optimizer{index}.", found.tensors)
+        curve: Curve = found.meta["curve"]
+        return curve
+
+    def save(self, learner: Learner, curve: Curve) -> bool:
+        """Write one if it is time; whether it was."""
+        now = time.monotonic()
+        epoch, self._asked = now - self._asked, now
+        if now - self._last < checkpoint_wait(epoch, self._cost, self.interval):
+            return False
+        tensors = dict(learner.tensors)
+        for index, optimizer in enumerate(learner.optimizers):
+            for position, state in optimizer.state_dict()["state"].items():
+                for name, value in state.items():
+                    if isinstance(value, Tensor):
+                        tensors[f"optimizer{index}.{position}.{name}"] = value
+        self.store.save("checkpoints", self.key, tensors, {"curve": curve})
+        self._asked = self._last = time.monotonic()
+        self._cost = self._last - now
+        return True
+
+    def delete(self) -> None:
+        """The stage is finished."""
+        self.store.delete("checkpoints", self.key)
+
+
+def checkpoint_wait(epoch: float, cost: float, interval: float) -> float:
+    """Seconds from one checkpoint to the next, for an epoch's length and the time that writing takes.
+
+    >>> checkpoint_wait(20.0, 0.1, 5.0), checkpoint_wait(1.2, 0.3, 5.0), checkpoint_wait(0.2, 0.01, 5.0)
+    (1.0, 3.0, 5.0)
+    """
+    return interval if epoch < _LONG_EPOCH else min(_WRITING * cost, 3 * interval)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith(prefix):
+            position, _, name = full_name.removeprefix(prefix).partition(".")
+            state.setdefault(int(position), {})[name] = tensor.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

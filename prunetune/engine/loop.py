@@ -1,0 +1,327 @@
+"""One epoch, one loop: what the first and the third stage have in common.
+
+Every epoch's randomness (order, augmentation, mask draws, dropout) follows from the stage's seed and the
+epoch's number alone. So an epoch checkpoint needs no random state, and a run that was interrupted gives
+the same bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from prunetune.config.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
+from prunetune.data import Dataset, Split, batches, evaluation_batches
+from prunetune.data.batches import batch_length, steps_per_epoch
+from prunetune.engine import cuda_graphs
+from prunetune.engine.compaction import Compaction
+from prunetune.engine.precision import AUTO, Precision
+from prunetune.engine.replicas import ALONE, Replicas
+from prunetune.sparsity import schedules
+from prunetune.sparsity.smoothing import softened
+
+Metrics = dict[str, float]
+
+
+class Constraint(Protocol):
+    """What happens to the weights around a step, beside the optimizer."""
+
+    def before_forward(self, generator: torch.Generator) -> None:
+        """Prepare the weights the model computes with."""
+
+    def before_step(self, time: float, step: int) -> bool:
+        """Turn the model's gradients into the optimizer's; whether the optimizers are to step.
+
+        `time` is the share of the stage done, `step` counts from 0 over the stage.
+        """
+
+    def after_step(self) -> None:
+        """Bring the weights back to where they may be."""
+
+    def before_evaluation(self) -> None:
+        """Prepare the weights for evaluation."""
+
+    def measure(self) -> Metrics:
+        """What to report of it after an epoch."""
+
+
+class Unconstrained:
+    """A dense network: nothing beside the optimizer."""
+
+    def before_forward(self, generator: torch.Generator) -> None:
+        """Nothing."""
+
+    def before_step(self, time: float, step: int) -> bool:
+        """Nothing."""
+        return True
+
+    def after_step(self) -> None:
+        """Nothing."""
+
+    def before_evaluation(self) -> None:
+        """Nothing."""
+
+    def measure(self) -> Metrics:
+        """Nothing."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How an epoch departs from plain training: label smoothing α, PSwish's β (None: ReLU), the skips' γ."""
+
+    label_smoothing: float = 0.0
+    beta: float | None = None
+    gamma: float = 0.0
+
+    def around(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within, the model has the softer activations and the skips."""
+        return softened(model, beta=self.beta, gamma=self.gamma)
+
+
+@dataclass
+class Learner:
+    """Everything that one stage trains: model, optimizers, constraint, and the schedules.
+
+    `tensors` are what an epoch checkpoint must hold beside the optimizers' state. `architecture` says what
+    the model was built from: networks of another may have the same modules and shapes.
+    """
+
+    model: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    tensors: dict[str, Tensor]
+    lr_factor: schedules.Schedule
+    constraint: Constraint = field(default_factory=Unconstrained)
+    smoothing: Callable[[int], Smoothing] = lambda epoch: Smoothing()
+    precision: Precision = AUTO
+    replicas: Replicas = ALONE
+    architecture: str = ""
+    graphs: bool = False
+    """Whether steps are CUDA graphs, on a GPU."""
+    compaction: Compaction | None = None
+    """The layers that compute with what their masks left."""
+
+    def __post_init__(self) -> None:
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+
+    def compacted(self) -> AbstractContextManager[None]:
+        """Within, pruned layers are small where that pays; in evaluation too, for the same order of sums."""
+        return self.compaction.around(self.optimizers) if self.compaction is not None else nullcontext()
+
+
+class DivergedError(Exception):
+    """The loss or the weights are no longer finite."""
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed (63 bits) from plain values, the same on every machine."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within: the global generators start from `seed` (for dropout and the like); after: as before."""
+    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass
+class EpochWork:
+    """One epoch that a stage wants trained and validated.
+
+    Stages yield it and go on when they are resumed. So whoever drives several trials can compute their
+    epochs as one batched program, and nothing of it is the stages' business.
+    """
+
+    learner: Learner
+    data: Dataset
+    epoch: int
+    """From 0."""
+    total: int
+    batch_size: int
+    augmentation: AugmentationConfig | None
+    seed: int
+    metrics: Metrics | None = None
+    """Of the finished epoch; a loss that is not finite says that training diverged."""
+
+    def run(self) -> None:
+        """Train the epoch, and validate the network as it will be at the start of the next one.
+
+        So the last validation, after every horizon, sees the original network.
+        """
+        device, learner = self.data.device, self.learner
+        with (
+            learner.precision.backends(device),
+            cuda_graphs.recordable(device, wanted=learner.graphs),
+            learner.compacted(),
+        ):
+            self._run()
+
+    def _run(self) -> None:
+        learner, data = self.learner, self.data
+        self.metrics = {"train_loss": math.nan}
+        # Dropout: other draws on each replica, for each has other images.
+        rank = learner.replicas.rank
+        seed = seed_of(self.seed, "modules", self.epoch, *([rank] if rank else []))
+        with seeded(seed, data.device), suppress(DivergedError):
+            self.metrics["train_loss"] = train_epoch(
+                learner,
+                data,
+                self.epoch,
+                total=self.total,
+                batch_size=self.batch_size,
+                augmentation=self.augmentation,
+                seed=self.seed,
+            )
+        if not math.isfinite(self.metrics["train_loss"]):
+            return
+        learner.constraint.before_evaluation()
+        with learner.smoothing(self.epoch + 1).around(learner.model):
+            accuracy, validation_loss = evaluate(
+                learner.model, data, data.validation, learner.precision, learner.replicas
+            )
+        learner.replicas.check_same(f"after epoch {self.epoch + 1} the weights or masks", learner.tensors)
+        self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
+
+    def result(self) -> Metrics:
+        """The epoch's metrics; it is run now, alone, if nobody has run it. Raises DivergedError."""
+        if self.metrics is None:
+            self.run()
+        assert self.metrics is not None
+        if not all(math.isfinite(self.metrics.get(name, math.nan)) for name in ("train_loss", "val_loss")):
+            raise DivergedError
+        return self.metrics
+
+
+def epochs(
+    learner: Learner,
+    data: Dataset,
+    *,
+    total: int,
+    batch_size: int,
+    augmentation: AugmentationConfig | None,
+    seed: int,
+    first: int = 0,
+    stop: int | None = None,
+) -> Iterator[EpochWork]:
+    """The work of epochs `first` to `total`, or only to `stop`."""
+    for epoch in range(first, total if stop is None else stop):
+        yield EpochWork(learner, data, epoch, total, batch_size, augmentation, seed)
+
+
+def train_epoch(
+    learner: Learner,
+    data: Dataset,
+    epoch: int,
+    *,
+    total: int,
+    batch_size: int,
+    augmentation: AugmentationConfig | None,
+    seed: int,
+) -> float:
+    """One pass over the training data; the mean loss, the only thing the host waits for.
+
+    Of the learner's replicas each computes its slice of every batch; what happens to the weights then is the
+    same on all.
+    """
+    steps = steps_per_epoch(data, batch_size)
+    order = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
+    drawn = torch.Generator(data.device).manual_seed(seed_of(seed, "drawn", epoch))
+    smoothing = learner.smoothing(epoch)
+    constraint = learner.constraint
+    logits = learner.precision.forward(learner.model.train(), data.device)
+    loss_sum = torch.zeros((), device=data.device)
+    replicas, whole = learner.replicas, batch_length(data, batch_size)
+    part, share = replicas.part(whole), replicas.share(whole)
+    pieces = batches(data, batch_size, augmentation, order=order, drawn=drawn, part=part)
+
+    def forward_backward(x: Tensor, y: Tensor) -> None:
+        for optimizer in learner.optimizers:
+            optimizer.zero_grad()
+        loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
+        if share != 1:  # so that the sum over the replicas is the whole batch's mean
+            loss = loss * share
+        loss.backward()
+        loss_sum.add_(loss.detach())
+
+    compute = cuda_graphs.replayed(forward_backward, data.device, wanted=learner.graphs)
+    with smoothing.around(learner.model), replicas.around(learner.model):
+        for index, (x, y) in enumerate(pieces):
+            time = (epoch + index / steps) / total
+            factor = learner.lr_factor(time)
+            for optimizer in learner.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base_lr"] * factor
+            constraint.before_forward(drawn)
+            compute(x, y)
+            replicas.sum_gradients(learner.model.parameters())
+            if constraint.before_step(time, epoch * steps + index):
+                for optimizer in learner.optimizers:
+                    optimizer.step()
+            constraint.after_step()
+    replicas.sum(loss_sum)
+    return float(loss_sum) / steps
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, data: Dataset, split: Split, precision: Precision = AUTO, replicas: Replicas = ALONE
+) -> tuple[float, float]:
+    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode, in the given precision.
+
+    Each of the replicas looks at its part of the split.
+    """
+    was_training = model.training
+    model.eval()
+    correct = torch.zeros((), dtype=torch.int64, device=data.device)
+    loss = torch.zeros((), device=data.device)
+    logits = precision.forward(model, data.device)
+    for x, y in evaluation_batches(data, split, part=replicas.part(len(split))):
+        z = logits(x)
+        correct += (z.argmax(1) == y).sum()
+        loss += F.cross_entropy(z, y, reduction="sum")
+    replicas.sum(correct, loss)
+    model.train(was_training)
+    return int(correct) / len(split), float(loss) / len(split)
+
+
+def chance_accuracy(data: Dataset) -> float:
+    """What always naming the most frequent class of the validation split gives, in [0, 1]."""
+    return float(data.validation.labels.bincount().max()) / len(data.validation)
+
+
+def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The configured optimizer over `parameters`, all with the same weight decay; fused: one pass a step."""
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+
+
+def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
+    """The learning rate's factor over a stage, time in [0, 1]."""
+    by_name: dict[str, schedules.Schedule] = {
+        "constant": schedules.constant(),
+        "cosine": schedules.cosine(),
+        "step": schedules.step(config.milestones, config.factor),
+    }
+    return schedules.with_warmup(by_name[config.name], config.warmup)

@@ -1,0 +1,1 @@
+"""Where trials run: on Ray Tune's workers, or data-parallel with Ray Train."""

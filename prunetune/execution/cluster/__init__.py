@@ -1,0 +1,1 @@
+"""Joining a Ray cluster, and asking its nodes what they have."""

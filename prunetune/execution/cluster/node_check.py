@@ -1,0 +1,187 @@
+"""What a node must have to run a sweep's trials; `examine` runs there, all else in the driver.
+
+What is expected travels as plain data, so that it can be read by another version of this project, too.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import uuid
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import prunetune
+from prunetune import data as datasets
+from prunetune import models
+from prunetune.config import space
+from prunetune.config.reading import is_active
+from prunetune.config.schema import Config, DataConfig, UserModelConfig
+from prunetune.errors import UserError
+from prunetune.records.ledger import Problem, check_storage
+from prunetune.store import Store
+
+Finding = tuple[str, str]
+"""The key of the sweep's file that it is about ("" for none), and what is wrong and how to mend it."""
+
+_PROBE = "probe"
+
+
+def versions() -> dict[str, str]:
+    """What determines results, or that processes understand each other, by name."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__.partition("+")[0],  # without the build: a head may well have no CUDA
+        "ray": _installed("ray"),
+        "optuna": _installed("optuna"),
+        "prunetune": f"{prunetune.__version__} (sources {source_digest()[:8]})",
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 of this package's modules, by path and content."""
+    sha = hashlib.sha256()
+    package = Path(prunetune.__file__).parent
+    for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
+        sha.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return sha.hexdigest()
+
+
+def expected(config: Config, problem: Problem) -> dict[str, Any]:
+    """What all nodes must have, as plain data. `config` has absolute paths.
+
+    The data are among it only where they are searched: else the driver sends what it has decoded.
+    """
+    data = config.data if is_data_searched(problem) else None
+    return {
+        "versions": versions(),
+        "storage": config.storage,
+        "sweep": config.name,
+        "nonce": uuid.uuid4().hex,
+        "gpus": config.resources.gpus,
+        "models": {model.name: models.source_digest(model) for model in _own_models(problem)},
+        "data": None
+        if data is None
+        else {"config": data.model_dump(mode="json"), "digest": datasets.load(data).digest},
+    }
+
+
+def is_data_searched(problem: Problem) -> bool:
+    """Whether trials differ in their data set, and not only in how batches are cut from it."""
+    names = space.parameters(problem.template, is_active)
+    return any(
+        name.split(".")[0].split("[")[0] == "data"
+        and not name.startswith(("data.batch_size", "data.augmentation"))
+        for name in names
+    )
+
+
+def _own_models(problem: Problem) -> Iterable[UserModelConfig]:
+    for assignment in space.assignments(problem.template, is_active):
+        model = Config.model_validate(space.at(problem.template, assignment, is_active)).model
+        if isinstance(model, UserModelConfig):
+            yield model
+
+
+class Probe:
+    """A record in the sweep's folder that all nodes must see, from `write` to `remove`."""
+
+    def __init__(self, expectation: dict[str, Any]) -> None:
+        self._store = Store(expectation["storage"]).sub(expectation["sweep"])
+        self._nonce = expectation["nonce"]
+
+    def write(self) -> None:
+        """Raises UserError where it cannot be written."""
+        self._store.write_record(_PROBE, self._nonce)
+
+    def answered(self, node: str) -> bool:
+        """Whether what a node has written is there."""
+        return bool(self._store.read_record(f"{_PROBE}-{node}") == self._nonce)
+
+    def remove_answers(self, nodes: Iterable[str]) -> None:
+        """What these nodes have answered goes."""
+        for node in nodes:
+            self._store.delete_file(f"{_PROBE}-{node}.json")
+
+    def remove(self) -> None:
+        """The sweep has ended: no node will look for it any more."""
+        self._store.delete_file(f"{_PROBE}.json")
+
+
+def examine(expectation: dict[str, Any], node: str | None = None) -> list[Finding]:
+    """What is wrong with the node that this process is on; with `node` it leaves an answer of that name."""
+    findings = _versions_differ(expectation["versions"])
+    if expectation["gpus"] and not torch.backends.cuda.is_built():
+        findings.append(("resources.gpus", f"torch {torch.__version__} there is built without CUDA"))
+    findings += [("storage", text) for text in _storage(expectation, node)]
+    findings += [("model.name", text) for text in _models(expectation["models"])]
+    if expectation["data"] is not None:
+        findings += [("data.root", text) for text in _data(expectation["data"])]
+    return findings
+
+
+def _versions_differ(wanted: dict[str, str]) -> list[Finding]:
+    found = versions()
+    same = "install the same one (`ray up` without --no-restart does)"
+    return [
+        ("", f"{name} is {found.get(name, 'not known')} there and {version} here: {same}")
+        for name, version in wanted.items()
+        if found.get(name) != version
+    ]
+
+
+def _storage(expectation: dict[str, Any], node: str | None) -> list[str]:
+    location = expectation["storage"]
+    try:
+        store = Store(location).sub(expectation["sweep"])
+        if store.read_record(_PROBE) != expectation["nonce"]:
+            return [
+                f"storage = {location!r}: what the driver has written is not there, so it is another place; "
+                "give a folder that every node mounts, or s3://…, gs://…"
+            ]
+        check_storage(store)
+        if node is not None:
+            store.write_record(f"{_PROBE}-{node}", expectation["nonce"])
+    except (UserError, OSError) as error:
+        text = str(error).removeprefix("storage: ").removeprefix(f"storage = {location!r}: ")
+        return [f"storage = {location!r}: {text}; every node needs to read and write there"]
+    return []
+
+
+def _models(wanted: dict[str, str | None]) -> list[str]:
+    found = []
+    for name, digest in wanted.items():
+        try:
+            there = models.source_digest(UserModelConfig(name=name))
+        except UserError as error:
+            found.append(
+                f"{error}; install it on every node, or send its folder along: "
+                "ray job submit --working-dir . -- python -m prunetune.sweep …"
+            )
+        else:
+            if there != digest:
+                found.append(f"model.name = {name!r}: the file that defines it is another one there")
+    return found
+
+
+def _data(wanted: dict[str, Any]) -> list[str]:
+    config = DataConfig.model_validate(wanted["config"])
+    try:
+        if datasets.load(config).digest != wanted["digest"]:
+            return [f"data.root = {config.root!r}: holds other data there"]
+    except (UserError, OSError) as error:
+        return [f"{error}; a sweep that searches over its data needs the files on every node"]
+    return []

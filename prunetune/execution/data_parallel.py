@@ -1,0 +1,281 @@
+"""One training over several workers, with Ray Train: the pipeline in each, a slice of every batch.
+
+Ray Train starts the workers, joins them to a process group and notices when one is lost; what a worker does
+is `pipeline.run` with the group as its replicas. Where training is, is in the store: a new group goes on
+from the newest epoch there, and in the end this process reads the result from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import logging
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from prunetune import data as datasets
+from prunetune import pipeline
+from prunetune.config.schema import Config
+from prunetune.data import Dataset
+from prunetune.engine.loop import EpochWork
+from prunetune.engine.precision import prepare_process
+from prunetune.engine.replicas import Replicas
+from prunetune.errors import UserError, WorkError
+
+# After `runner`, which sets what Ray reads when it is imported.
+from prunetune.execution.cluster.connection import ray_connection
+from prunetune.pipeline import PipelineResult
+from prunetune.stages.stage import Report
+from prunetune.store import Store
+
+from prunetune.execution.ray_tune import interruptible  # isort: skip
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 3
+"""So many groups may be lost without an epoch in between."""
+
+
+def run(config: Config, workers: int, report: Callable[..., None], owner: str) -> PipelineResult:
+    """As `run_pipeline`, data-parallel. `config` has absolute paths; `report(**metrics)` is called here.
+
+    Joins the Ray cluster of `ray start` or RAY_ADDRESS, else starts a Ray of its own. Raises UserError where
+    the machine has not what the workers ask for, WorkError where training fails, KeyboardInterrupt on
+    SIGINT and SIGTERM, when the workers have been told to end.
+    """
+    started = time.monotonic()
+    store = pipeline.training_store(config)
+    scratch = tempfile.mkdtemp(prefix="prunetune-")
+    try:
+        with interruptible() as interrupted, ray_connection() as local:
+            interrupted.listen()  # Ray sets handlers of its own when it starts
+            scaling = _scaling(config, workers, local)
+            # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+            progress = _Progress(report, [ray.put(datasets.load(config.data).arrays())])
+            try:
+                lost, epoch = 0, 0
+                while error := _fit(
+                    _trainer(config, scaling, owner, progress, scratch), progress, interrupted
+                ):
+                    lost, epoch = (1 if progress.epoch > epoch else lost + 1), progress.epoch
+                    _check(error, lost)
+                    logger.warning("a worker was lost; training goes on from its newest epoch in the store")
+            finally:
+                progress.close()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    result = _stored(config, store, owner)
+    if result.cut_layers:  # what the workers log stays with them
+        layers = ", ".join(result.cut_layers)
+        logger.warning("layer collapse: no weight of %s is on a path from input to output", layers)
+    return dataclasses.replace(result, seconds=time.monotonic() - started)
+
+
+def _trainer(
+    config: Config, scaling: ray.train.ScalingConfig, owner: str, progress: _Progress, scratch: str
+) -> TorchTrainer:
+    return TorchTrainer(
+        _work,
+        train_loop_config={"config": config, "owner": owner, "coordinator": progress.coordinator},
+        scaling_config=scaling,
+        torch_config=_OnNodeAddress(backend="nccl" if scaling.use_gpu else "gloo"),
+        run_config=ray.train.RunConfig(
+            name="train",
+            storage_path=scratch,  # nothing of value is there
+            failure_config=ray.train.FailureConfig(max_failures=0),  # `run` counts, by what was achieved
+        ),
+    )
+
+
+def _work(task: dict[str, Any]) -> None:
+    """What each worker runs; the first one tells of every epoch."""
+    config: Config = task["config"]
+    (shipped,) = ray.get(task["coordinator"].data.remote())
+    datasets.provide(config.data, Dataset.from_arrays(ray.get(shipped)))
+    prepare_process(max(1, int(config.resources.cpus)))
+    replicas = Replicas.joined()
+    reports = pipeline.run(
+        config,
+        store=Store(config.storage).sub("store"),
+        device=str(get_device()),
+        owner=task["owner"],
+        replicas=replicas,
+    )
+    for report in reports:
+        if replicas.rank == 0:
+            ray.get(task["coordinator"].add.remote(report))
+
+
+class _Coordinator:
+    """An actor on the driver's node: runs groups of workers, gives them the data, passes reports on.
+
+    Its methods run in threads. When it is killed, the group it runs goes with it.
+    """
+
+    def __init__(self, data: list[Any]) -> None:
+        self._data = data
+        self._reports: deque[Report] = deque()
+
+    def fit(self, trainer: TorchTrainer) -> Exception | None:
+        """Run one group to its end; what ended it before."""
+        try:
+            trainer.fit()
+        except Exception as error:
+            return error
+        return None
+
+    def data(self) -> list[Any]:
+        return self._data
+
+    def add(self, report: Report) -> None:
+        self._reports.append(report)
+
+    def take(self) -> list[Report]:
+        return [self._reports.popleft() for _ in range(len(self._reports))]
+
+
+@final
+class _Progress:
+    """Passes each epoch on once, also where a new group had to repeat it."""
+
+    def __init__(self, report: Callable[..., None], data: list[Any]) -> None:
+        """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
+        options |= _settings(os.environ)
+        self.coordinator = ray.remote(_Coordinator).options(**options).remote(data)
+        self.epoch = 0
+        self._report = report
+
+    def show(self) -> None:
+        for report in ray.get(self.coordinator.take.remote()):
+            if report["epoch"] > self.epoch:
+                self.epoch = report["epoch"]
+                self._report(**report)
+
+    def close(self) -> None:
+        """End the workers, too, if any still run."""
+        ray.kill(self.coordinator)
+
+
+def _settings(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Options that give an actor the user's settings of Ray Train, which reads them where `fit` runs.
+
+    >>> _settings({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600", "HOME": "/root"})
+    {'runtime_env': {'env_vars': {'RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S': '600'}}}
+    >>> _settings({"HOME": "/root"})
+    {}
+    """
+    found = {key: value for key, value in environment.items() if key.startswith("RAY_TRAIN_")}
+    return {"runtime_env": {"env_vars": found}} if found else {}
+
+
+def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Exception | None:
+    """Run one group of workers to its end, and show how far it is; what ended it before."""
+    # Not in this process: in its main thread Ray Train takes Ctrl-C for itself and exits as if all were
+    # well, and a thread that still waits for Ray when this process has left it ends the process with it.
+    try:
+        error = progress.coordinator.fit.remote(trainer)
+        while not ray.wait([error], timeout=0.2)[0]:
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            progress.show()
+        progress.show()
+        ended: Exception | None = ray.get(error)
+    except RayError as lost:  # the actor itself
+        ended = lost
+    return ended
+
+
+def _check(error: Exception, lost: int) -> None:
+    """Raise where another group would fail as this one did."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    for failure in failures:
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, UserError | WorkError):
+            raise cause from None
+    if not isinstance(error, ray.train.TrainingFailedError):
+        raise WorkError(f"training cannot be run: {error}")
+    if lost >= _TRIES:
+        raise WorkError(f"training failed {lost} times without an epoch in between; the last time: {error}")
+
+
+def _scaling(config: Config, workers: int, local: bool) -> ray.train.ScalingConfig:
+    """What the workers ask for: a whole GPU each, for NCCL shares none, where there are GPUs."""
+    cpus = config.resources.cpus
+    have = ray.cluster_resources()
+    use_gpu = have.get("GPU", 0) > 0 or (not local and config.resources.gpus > 0)
+    for what, wanted, there in (
+        ("CPUs (resources.cpus each)", workers * cpus, have.get("CPU", 0)),
+        ("GPUs (one each)", workers if use_gpu else 0, have.get("GPU", 0)),
+    ):
+        if wanted > there:
+            where = "this machine" if local else "the Ray cluster"
+            lack = f"--workers {workers}: they need {wanted:g} {what}; {where} has {there:g}"
+            if local:
+                raise UserError(f"command line: {lack}")
+            logger.warning("%s; waiting for the autoscaler to add nodes", lack)
+    resources = {"CPU": cpus, "GPU": 1} if use_gpu else {"CPU": cpus}
+    return ray.train.ScalingConfig(num_workers=workers, use_gpu=use_gpu, resources_per_worker=resources)
+
+
+def _stored(config: Config, store: Store, owner: str) -> PipelineResult:
+    """The result as the workers left it in the store; nothing is trained here."""
+    trial = pipeline.Outcome(pipeline.steps(config, store=store, owner=owner))
+    for step in trial:
+        if isinstance(step, EpochWork):
+            raise WorkError(
+                f"storage = {config.storage}: what the workers have stored is not there as seen from here; "
+                "on a cluster it must be a folder that all nodes share, or a URI (s3://…)"
+            )
+    return trial.value
+
+
+class _OnNodeAddress(TorchConfig):  # type: ignore[misc]
+    """A process group that meets at the addresses under which Ray's nodes know each other."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        return _OnNodeAddressBackend
+
+
+class _OnNodeAddressBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_use_node_address)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_node_address() -> None:
+    """Tell gloo the network interface; by itself it takes that of the host's name, often the loopback."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """The name of the network interface with this IPv4 address; None where it cannot be found."""
+    request_address = 0x8915  # SIOCGIFADDR of Linux
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            try:
+                answer = fcntl.ioctl(probe.fileno(), request_address, struct.pack("256s", name.encode()))
+            except OSError:  # one without an address; or not Linux
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None

@@ -1,0 +1,240 @@
+"""What workers report, as records: the one place where a trial's outcome is decided and passed on."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, Protocol, final
+
+from ray.tune import Callback
+
+from prunetune.errors import WorkError
+from prunetune.execution.dispatcher import Dispatcher
+from prunetune.execution.driver_only import DriverOnly
+from prunetune.records.ledger import TrialRecord
+from prunetune.search.early_stopping import EarlyStopping
+from prunetune.search.queue import SweepSearch
+from prunetune.store import Store
+
+logger = logging.getLogger(__name__)
+
+_HOPELESS = 3
+"""So many failures, and nothing but failures, end a sweep: the next hundred would fail the same way."""
+_BROKEN = 20
+"""So many failures in a row end it where something has worked before: something has broken since."""
+_RETRIES = 3
+"""A trial may lose its worker (a spot machine, an out-of-memory kill) this often without a new epoch."""
+_SETBACKS = 5
+"""A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
+_OUTCOME = (
+    "status",
+    "val_accuracy",
+    "test_accuracy",
+    "nonzero",
+    "effective_density",
+    "cut_layers",
+    "epochs_run",
+    "epochs_reused",
+)
+
+
+class Listener(Protocol):
+    """Somebody who wants to know: MLflow, the live view, retention."""
+
+    def started(self, record: TrialRecord) -> None:
+        """A trial is running."""
+
+    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+        """It has finished these epochs."""
+
+    def ended(self, record: TrialRecord) -> None:
+        """It has ended; its status says how."""
+
+
+@final
+class Recorder(DriverOnly, Callback):  # type: ignore[misc]
+    """Turns what workers report into records; tells the search, the ledger (through it) and the listeners.
+
+    To Ray Tune a worker is a trial; here `worker` is Tune's trial and a trial is one of ours.
+    """
+
+    def __init__(
+        self,
+        search: SweepSearch,
+        dispatcher: Dispatcher,
+        early_stopping: EarlyStopping,
+        store: Store,
+        listeners: list[Listener],
+    ) -> None:
+        """`store` holds the stages' results."""
+        self._search = search
+        self._dispatcher = dispatcher
+        self._early_stopping = early_stopping
+        self._store = store
+        self._listeners = listeners
+        self._begun: dict[str, float] = {}
+        self._up: set[str] = set()  # the workers that have started and were not lost
+        self._told: set[str] = set()
+        self._losses: Counter[str] = Counter()
+        self._setbacks: Counter[str] = Counter()
+        self._failures = 0
+        self._errors: list[str] = []
+        self._has_past = bool(search.past)
+        self._results = 0
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker is there, perhaps again after it was lost."""
+        self._up.add(trial.trial_id)
+        self._fill(trial.trial_id)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """News of a worker's trials: new epochs, perhaps the last ones."""
+        worker = trial.trial_id
+        unfit = result.get("unfit")
+        self._dispatcher.rate(worker, fit=not unfit)
+        if unfit:
+            self._leave_out(worker, result["node"], unfit)
+        for news in result["members"]:
+            record = self._dispatcher.record(worker, news["uid"])
+            if record is None:  # it was stopped
+                continue
+            is_stopped = self._take_epochs(record, news["reports"])
+            if "status" in news:
+                for name in (*_OUTCOME, "error"):
+                    if name in news:
+                        setattr(record, name, news[name])
+                self._end(worker, record)
+            elif is_stopped:
+                self._stop(record, news["reports"][-1]["key"])
+                self._end(worker, record)
+        if not result.get("done"):
+            self._fill(worker)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker's process was lost. Its trials go on elsewhere, or on the one that Tune starts for it."""
+        worker, error = trial.trial_id, _last_failure(trial.error_file)
+        if worker not in self._up:
+            self._warn(f"a worker could not start, and is tried again: {_last_line(error)}")
+        self._up.discard(worker)
+        for record in self._dispatcher.on(worker):
+            self._losses[record.uid] += 1
+            if self._losses[record.uid] > _RETRIES:
+                record.status, record.error = "failed", error
+                self._end(worker, record)
+        self._set_back(worker, error, lost=self._dispatcher.give_back(worker))
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker is given up."""
+        for record in self._dispatcher.on(trial.trial_id):
+            record.status, record.error = "failed", _last_failure(trial.error_file)
+            self._end(trial.trial_id, record)
+
+    def check(self) -> None:
+        """Raise WorkError when nothing has worked so far, or not any more, and it was tried a few times."""
+        if self.is_hopeless:
+            what = (
+                f"the {'last' if self._results else 'first'} {self._failures} trials failed"
+                if self._failures >= self._most_failures
+                else f"{self._setbacks.total()} times a worker was lost before any trial had a result"
+            )
+            raise WorkError(f"{what}, the last one with:\n{self._errors[-1].strip()}")
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether `check` would raise."""
+        # By worker: a node that goes takes many with it, which says nothing of the next one.
+        lost_for_nothing = max(self._setbacks.values(), default=0) >= _SETBACKS and all(
+            self._setbacks[worker] for worker in self._up
+        )
+        return self._failures >= self._most_failures or (self._results == 0 and lost_for_nothing)
+
+    @property
+    def _most_failures(self) -> int:
+        return _BROKEN if self._results or self._has_past else _HOPELESS
+
+    def _take_epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> bool:
+        """New epochs into the record's curve; whether early stopping ends the trial."""
+        # A trial whose worker was lost is replayed from the store: some epochs come twice.
+        seen = record.curve[-1]["epoch"] if record.curve else 0
+        fresh = [report for report in reports if report["epoch"] > seen]
+        if not fresh:
+            return False
+        self._setbacks.clear()
+        self._losses.pop(record.uid, None)
+        record.curve.extend(_plain(report) for report in fresh)
+        self._search.progressed(record)
+        for listener in self._listeners:
+            listener.epochs(record, record.curve[-len(fresh) :])
+        return any(self._early_stopping.stops(record, report) for report in fresh)
+
+    def _stop(self, record: TrialRecord, key: str) -> None:
+        record.status = "stopped"
+        record.val_accuracy = record.curve[-1]["val_accuracy"]
+        record.epochs_reused = sum(report["reused"] for report in record.curve)
+        record.epochs_run = len(record.curve) - record.epochs_reused
+        self._store.delete("checkpoints", key)  # nobody will go on from it
+
+    def _fill(self, worker: str) -> None:
+        """New trials for a worker that has room."""
+        for record in self._dispatcher.fill(worker):
+            if record.uid not in self._begun:  # not one that goes on after its worker was lost
+                self._begun[record.uid] = time.monotonic()
+                for listener in self._listeners:
+                    listener.started(record)
+
+    def _leave_out(self, worker: str, node: str, problems: list[str]) -> None:
+        """A worker on a node that cannot run this sweep, such as one that has joined later."""
+        for problem in problems:
+            self._warn(f"{node}: no trial is run on this node: {problem}")
+        self._set_back(worker, "; ".join(problems), lost=self._dispatcher.give_back(worker))
+
+    def _set_back(self, worker: str, error: str, lost: list[TrialRecord]) -> None:
+        """A worker has given nothing: of no account while others run trials, unless it had some itself."""
+        if lost or not self._dispatcher.running:
+            self._setbacks[worker] += 1
+            self._errors.append(error)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            logger.warning("%s", message)
+
+    def _end(self, worker: str, record: TrialRecord) -> None:
+        self._dispatcher.remove(worker, record)
+        record.seconds = time.monotonic() - self._begun.pop(record.uid)
+        if record.status == "failed":
+            self._failures += 1
+            self._errors.append(record.error or "")
+        else:
+            self._results += 1
+            self._failures = 0
+        self._search.tell(record)
+        self._early_stopping.ended(record)
+        for listener in self._listeners:
+            listener.ended(record)
+
+
+def _last_failure(error_file: str | None) -> str:
+    """The newest entry of a trial's error file, as Tune writes it on this machine."""
+    try:
+        text = Path(error_file or "").read_text()
+    except OSError:
+        return "the worker was lost"
+    _, _, newest = text.rpartition("Failure # ")
+    return newest.partition("\n")[2].strip() or "the worker was lost"
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1].strip()
+
+
+def _plain(report: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: value
+        for key, value in report.items()
+        if key not in ("stage_epoch", "last", "checkpointed", "key")
+    }

@@ -1,0 +1,323 @@
+"""Trials of a sweep, one record each in the store: what was proposed, and what came of it.
+
+The driver writes a record when a trial is proposed and again when it ends. So a driver that dies loses no
+proposal, and Optuna's studies, early stopping's rungs and MLflow's runs can be rebuilt from here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prunetune.config import space
+from prunetune.config.document import Document
+from prunetune.config.reading import SEARCHABLE, canonical, digest, is_active, validate
+from prunetune.config.schema import Config, DataConfig
+from prunetune.errors import ConfigError, UserError
+from prunetune.keys import stored_keys
+from prunetune.store import Store
+
+_locks: Any
+try:
+    import fcntl
+
+    _locks = fcntl
+except ImportError:  # Windows
+    _locks = None
+
+Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
+"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost workers."""
+
+FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
+"""What is not tried again when the same command runs again."""
+
+
+@dataclass
+class TrialRecord:
+    """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
+
+    `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of all
+    that its stages may store, by name (`keys.stored_keys`). `branched` says that it was proposed as a
+    branch of a pre-pruned network that was there.
+    `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
+    metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
+    """
+
+    uid: str
+    density: float
+    number: int
+    space: str
+    params: dict[str, Any]
+    tree: dict[str, Any]
+    code: str = ""
+    keys: dict[str, str] = field(default_factory=dict)
+    branched: bool = False
+    status: Status = "running"
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    nonzero: int | None = None
+    effective_density: float | None = None
+    cut_layers: list[str] = field(default_factory=list)
+    epochs_run: int = 0
+    epochs_reused: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+        return self.status in FINISHED
+
+    @property
+    def config_hash(self) -> str:
+        """The hash of what the trial computes: equal for equal configurations, wherever they run."""
+        return problem_hash(self.tree, self.density)
+
+
+class Ledger:
+    """The records of one sweep, below `<storage>/<name>/trials`."""
+
+    def __init__(self, store: Store) -> None:
+        """`store` is the sweep's own folder."""
+        self._store = store
+        self._records: dict[str, TrialRecord] = {}
+        for folder in density_folders(store):
+            for name in store.records(folder):
+                body = store.read_record(name)
+                if body is not None:
+                    record = TrialRecord(**body)
+                    self._records[record.uid] = record
+
+    def records(self) -> list[TrialRecord]:
+        """All records, by density from high to low and number."""
+        return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
+
+    def fitting(self, problem: Problem) -> list[TrialRecord]:
+        """The records of this problem's space, and the finished ones of earlier spaces that fit it."""
+        return [
+            record
+            for record in self.records()
+            if record.space == problem.hash or (record.finished and problem.fit(record) is not None)
+        ]
+
+    @property
+    def store(self) -> Store:
+        """The sweep's own folder."""
+        return self._store
+
+    def propose(
+        self,
+        problem: Problem,
+        density: float,
+        params: dict[str, Any],
+        tree: dict[str, Any],
+        *,
+        branched: bool = False,
+    ) -> TrialRecord:
+        """A new record with the next number at this density, published."""
+        number = self.next_number(density)
+        record = TrialRecord(
+            uuid.uuid4().hex,
+            density,
+            number,
+            problem.hash,
+            params,
+            tree,
+            problem.code,
+            problem.stage_keys(tree, density),
+            branched,
+        )
+        self.publish(record)
+        return record
+
+    def next_number(self, density: float) -> int:
+        """The number that the next trial at this density will have."""
+        return 1 + max((r.number for r in self._records.values() if r.density == density), default=-1)
+
+    def publish(self, record: TrialRecord) -> None:
+        """Write a record as it is now."""
+        self._records[record.uid] = record
+        self._store.write_record(record_name(record.density, record.number), dataclasses.asdict(record))
+
+
+def _no_digest(data: DataConfig) -> str:
+    return ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a sweep searches: the template, its hash, and a description of each part for people.
+
+    `code` is a digest of what determines results beside the configuration: a user's own model code, the
+    data's content, this project's version of the computation. `data_digest` gives `Dataset.digest` of the
+    data of a trial: the space may contain several.
+    """
+
+    template: dict[str, Any]
+    hash: str
+    described: dict[str, str]
+    code: str = ""
+    data_digest: Callable[[DataConfig], str] = _no_digest
+
+    @classmethod
+    def of(
+        cls, template: dict[str, Any], code: str = "", data_digest: Callable[[DataConfig], str] = _no_digest
+    ) -> Problem:
+        """The problem of a template: what is searchable but where the data lie, and the precision."""
+        described = {
+            key: str(value) if isinstance(value, space.Distribution) else repr(value)
+            for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
+            if key != "data.root" and value is not None
+        }
+        described["precision"] = repr(precision := template.get("precision", "auto"))
+        if code:
+            described["(content of the data, and code)"] = code[:12]
+        return cls(template, digest(_plain(template), code, precision), described, code, data_digest)
+
+    def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
+        """The store's keys of all that a configuration's stages may store, by name."""
+        config = validate({**tree, "densities": [density]}, _RECORDED)
+        return stored_keys(config, self.data_digest(config.data))
+
+    def fit(self, record: TrialRecord) -> dict[str, Any] | None:
+        """The record's parameters in this space, or None where it is not one of its points."""
+        if record.code != self.code:
+            return None
+        try:
+            values = validate({**record.tree, "densities": [record.density]}, _RECORDED).tree()
+        except ConfigError:  # recorded under an older schema
+            return None
+        for params in space.recover(self.template, values, is_active):
+            tree = space.at(self.template, params, is_active)
+            if problem_hash(tree, record.density) == record.config_hash:
+                return params
+        return None
+
+    def changes(self, old: dict[str, str]) -> list[str]:
+        """What differs from an earlier description, a line each."""
+        lines = []
+        for key in sorted({*old, *self.described}):
+            before, now = old.get(key), self.described.get(key)
+            if before != now:
+                lines.append(f"{key}: was {before or 'not set'}, is now {now or 'not set'}")
+        return lines
+
+
+_TODAYS = (
+    *("name", "search", "keep", "resources", "tracking", "storage"),
+    *("compact_layers", "cuda_graphs"),  # in no key: the same result but for rounding
+)
+"""What a recorded trial takes from the file that goes on with it."""
+_RECORDED = Document("a recorded trial", {})
+
+
+def density_name(density: float) -> str:
+    """`density-0.01`, as files and folders are named."""
+    return f"density-{density:.12g}"
+
+
+def record_name(density: float, number: int) -> str:
+    """Where a trial's record is, in the sweep's folder."""
+    return f"trials/{density_name(density)}/{number:05d}"
+
+
+def problem_hash(tree: dict[str, Any], density: float) -> str:
+    """Hash of what a configuration computes; where its data lie is no part of it."""
+    config = validate({**tree, "densities": [density]}, _RECORDED)
+    data = canonical(config.data)
+    del data["root"]
+    return digest(
+        config.seed,
+        data,
+        canonical(config.model),
+        canonical(config.pre_pruning),
+        canonical(config.pruning),
+        canonical(config.post_pruning),
+        config.density,
+        config.precision,
+    )
+
+
+def trial_config(record: TrialRecord, base: Config) -> Config:
+    """A record's configuration with today's data root, and today's say in how and where it is computed."""
+    tree = dict(record.tree)
+    tree["data"] = {**tree["data"], "root": base.data.root}
+    for key in _TODAYS:
+        tree[key] = base.tree()[key]
+    return validate({**tree, "densities": [record.density]}, _RECORDED)
+
+
+def is_at_density(report: dict[str, Any], density: float) -> bool:
+    """Whether an epoch of a curve says something of the network at the density: it was pruned, to its end."""
+    return "post_epoch" in report and report.get("density_now", 0.0) <= density
+
+
+def density_folders(store: Store) -> list[str]:
+    """The folders of a sweep's records, one per density."""
+    return [f"trials/{name}" for name in store.folders("trials")]
+
+
+def _plain(template: dict[str, Any]) -> Any:
+    """The searchable part of a template as data that can be hashed."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, space.Choice):
+            return {"choice": [plain(option) for option in node.options]}
+        if isinstance(node, space.Uniform | space.Int):
+            return {type(node).__name__: [node.low, node.high]}
+        if isinstance(node, dict):
+            return {key: plain(child) for key, child in node.items()}
+        if isinstance(node, list):
+            return [plain(child) for child in node]
+        return node
+
+    searched = {key: plain(template[key]) for key in SEARCHABLE if key in template}
+    if isinstance(searched.get("data"), dict):
+        searched["data"].pop("root", None)
+    return searched
+
+
+@contextmanager
+def exclusive(store: Store) -> Iterator[None]:
+    """One driver per sweep: two would number and record each other's trials.
+
+    Raises UserError where another process on this machine holds the sweep; for remote storage the lock is in
+    the machine's folder for temporary files. Where the system has no such locks, nothing is held.
+    """
+    path = store.local_path(".lock")
+    if path is None:
+        name = f"prunetune-{getpass.getuser()}-{digest(store.path(''))}.lock"
+        path = os.path.join(tempfile.gettempdir(), name)
+    if _locks is None:
+        yield
+        return
+    with open(path, "a+") as file:
+        try:
+            _locks.flock(file, _locks.LOCK_EX | _locks.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(
+                f"{store.path('')}: another process ({file.read().strip() or 'unknown'}) runs this sweep; "
+                "wait for it, or give another name (name=…)"
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        yield
+
+
+def check_storage(store: Store) -> None:
+    """Raise UserError unless a record can be written, read back and deleted."""
+    name = f"probe-{uuid.uuid4().hex}"
+    store.write_record(name, 1)
+    if store.read_record(name) != 1:
+        raise UserError(f"storage: {store.path(name)} was written but could not be read back")
+    store.delete_file(f"{name}.json")

@@ -1,0 +1,150 @@
+"""From records to what a sweep hands over: the table of trials, and a configuration per density."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from prunetune.config import document
+from prunetune.config.reading import SEARCHABLE
+from prunetune.config.schema import Config
+from prunetune.config.space import flatten
+from prunetune.records.ledger import TrialRecord, density_name, trial_config
+from prunetune.store import Store
+
+RESULT_COLUMNS = (
+    "val_accuracy",
+    "test_accuracy",
+    "nonzero",
+    "effective_density",
+    "status",
+    "branched",
+    "epochs_run",
+    "epochs_reused",
+    "seconds",
+    "mlflow_run_id",
+)
+
+
+def best_records(records: Iterable[TrialRecord]) -> dict[float, TrialRecord]:
+    """The best trial of each density, by validation accuracy; the earlier one of equals.
+
+    One that collapsed is taken only where nothing else is complete, one without a value never.
+    """
+    best: dict[float, TrialRecord] = {}
+    for record in sorted(records, key=lambda r: r.number):
+        usable = record.status in ("complete", "collapsed") and record.val_accuracy is not None
+        if not usable or not record.nonzero:  # an all-zero network is a result, but none to train
+            continue
+        known = best.get(record.density)
+        if known is None or _rank(record) > _rank(known):
+            best[record.density] = record
+    return best
+
+
+@dataclass(frozen=True)
+class Row:
+    """One density of the final table."""
+
+    density: float
+    best: TrialRecord | None
+    statuses: Counter[str]
+
+    def cells(self) -> list[str]:
+        """As text: density, sparsity, val, test, nonzero, effective density, status, trial, trials."""
+        best = self.best
+        trials = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
+        start = [f"{self.density:g}", f"{100 * (1 - self.density):g} %"]
+        if best is None:
+            return [*start, "", "", "", "", "no result", "", trials]
+        return [
+            *start,
+            _percent(best.val_accuracy),
+            _percent(best.test_accuracy),
+            "" if best.nonzero is None else f"{best.nonzero:,}",
+            "" if best.effective_density is None else f"{best.effective_density:.2g}",
+            best.status,
+            f"#{best.number}",
+            trials,
+        ]
+
+
+def rows(records: list[TrialRecord]) -> list[Row]:
+    """The final table, by density from high to low."""
+    best = best_records(records)
+    return [
+        Row(density, best.get(density), Counter(r.status for r in records if r.density == density))
+        for density in sorted({record.density for record in records}, reverse=True)
+    ]
+
+
+def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
+    """A row per trial: density, trial number, every hyperparameter by its dotted name, `RESULT_COLUMNS`."""
+    table = []
+    for record in records:
+        tree = trial_config(record, base).tree()
+        parameters = flatten({key: tree[key] for key in SEARCHABLE})
+        results = {name: getattr(record, name, None) for name in RESULT_COLUMNS}
+        results["mlflow_run_id"] = run_ids.get(record.uid)
+        table.append({"density": record.density, "trial": record.number, **parameters, **results})
+    frame = pd.DataFrame(table)
+    for name in frame.columns:
+        # `mask: null` beside `mask.lambda1`: the section's own column says nothing.
+        if frame[name].isna().all() and any(other.startswith(f"{name}.") for other in frame.columns):
+            frame = frame.drop(columns=name)
+        elif name not in RESULT_COLUMNS and frame[name].map(type).nunique() > 1:
+            frame[name] = _one_type(frame[name])
+    ordered = [name for name in frame.columns if name not in RESULT_COLUMNS]
+    return frame[[*ordered, *(name for name in RESULT_COLUMNS if name in frame.columns)]]
+
+
+def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> None:
+    """Write `results.parquet` and `best/density-<d>.yaml` into the sweep's folder."""
+    best = best_records(records)
+    for name in store.names("best"):  # of an earlier space
+        if name.removesuffix(".yaml") not in {density_name(density) for density in best}:
+            store.delete_file(f"best/{name}")
+    if not records:
+        store.delete_file("results.parquet")
+        return
+    buffer = io.BytesIO()
+    trials_frame(records, run_ids, base).to_parquet(buffer, index=False)
+    store.write_file("results.parquet", buffer.getvalue())
+    for density, record in best.items():
+        store.write_file(f"best/{density_name(density)}.yaml", best_yaml(record, base, run_ids).encode())
+
+
+def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> str:
+    """A configuration that `prunetune.train` runs as it is, with where it comes from as a comment."""
+    lines = [
+        f"# The best of sweep {base.name!r} at density {record.density:g}: trial {record.number}, "
+        f"validation {_percent(record.val_accuracy)}, test {_percent(record.test_accuracy)}.",
+    ]
+    if record.status == "collapsed":
+        lines.append("# No trial did better than chance at this density.")
+    if record.uid in run_ids:
+        lines.append(f"# MLflow run {run_ids[record.uid]}")
+    return "\n".join(lines) + "\n" + document.dump(trial_config(record, base).tree())
+
+
+def _rank(record: TrialRecord) -> tuple[bool, float]:
+    return record.status == "complete", record.val_accuracy or 0.0
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Numbers as floats, anything else mixed as text: parquet has one type per column."""
+    present = column[column.notna()]
+    if present.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all():
+        return column.astype(float)
+    if present.map(type).nunique() > 1:
+        return column.map(lambda value: value if value is None or value != value else str(value))
+    return column

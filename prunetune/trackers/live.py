@@ -1,0 +1,145 @@
+"""What a person sees while a sweep runs: a live table on a terminal, a line per trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from prunetune.records.ledger import TrialRecord
+from prunetune.records.results import Row, best_records
+from prunetune.search.queue import SweepSearch
+
+
+class Progress:
+    """Listens to a sweep; use as a context manager around it."""
+
+    def __init__(self, console: Console, search: SweepSearch, densities: list[float], title: str) -> None:
+        self._console = console
+        self._search = search
+        self._densities = densities
+        self._title = title
+        self._done: list[TrialRecord] = [r for r in search.past if r.density in densities]
+        self._before = len(self._done)
+        self._running: dict[str, tuple[TrialRecord, dict[str, Any] | None]] = {}
+        self._since: float | None = None  # when the first trial was running
+        self._opened = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Progress:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def started(self, record: TrialRecord) -> None:
+        """A trial is running."""
+        self._since = self._since or time.monotonic()
+        self._running[record.uid] = (record, None)
+
+    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+        """It has come this far."""
+        self._running[record.uid] = (record, reports[-1])
+
+    def ended(self, record: TrialRecord) -> None:
+        """It is done."""
+        self._running.pop(record.uid, None)
+        self._done.append(record)
+        if not self._console.is_terminal:
+            self._console.print(self._line(record), soft_wrap=True, highlight=False)
+
+    def _line(self, record: TrialRecord) -> str:
+        total = sum(self._search.total(density) for density in self._densities)
+        value = "" if record.val_accuracy is None else f" val {record.val_accuracy:.4f}"
+        best = best_records(self._done).get(record.density)
+        best_text = "" if best is None or best.val_accuracy is None else f" (best {best.val_accuracy:.4f})"
+        reused = f", {record.epochs_reused} reused" if record.epochs_reused else ""
+        left = self._left()
+        left_text = f", {left} left" if left else ""
+        return (
+            f"[{len(self._done)}/{total}] d={record.density:g} #{record.number} {record.status}{value}"
+            f"{best_text}, {record.epochs_run} epochs{reused}, {record.seconds:.0f} s{left_text}"
+        ).replace("[", r"\[", 1)
+
+    def _left(self) -> str:
+        """Estimated time to the end, from the trials this process has finished."""
+        finished = len(self._done) - self._before
+        missing = len(self._search) + len(self._running)
+        if self._since is None or not finished or not missing:
+            return ""
+        return duration((time.monotonic() - self._since) / finished * missing)
+
+    def _view(self) -> Group:
+        table = Table(title=self._title, title_justify="left", title_style="bold")
+        for name in (
+            "density",
+            "sparsity",
+            "done",
+            "running",
+            "total",
+            "stopped",
+            "failed",
+            "best val",
+            "now",
+        ):
+            table.add_column(name, justify="left" if name == "now" else "right")
+        best = best_records(self._done)
+        running = list(self._running.values())
+        for density in self._densities:
+            statuses = Counter(r.status for r in self._done if r.density == density)
+            here = [(r, report) for r, report in running if r.density == density]
+            winner = best.get(density)
+            table.add_row(
+                f"{density:g}",
+                f"{100 * (1 - density):g} %",
+                str(statuses.total()),
+                str(len(here)),
+                str(self._search.total(density)),
+                str(statuses["stopped"]),
+                str(statuses["failed"]),
+                "" if winner is None or winner.val_accuracy is None else f"{100 * winner.val_accuracy:.2f} %",
+                "; ".join(_now(record, report) for record, report in here),
+            )
+        run = sum(r.epochs_run for r in self._done)
+        reused = sum(r.epochs_reused for r in self._done)
+        share = f" ({100 * reused / (run + reused):.0f} %)" if run + reused else ""
+        left = self._left()
+        footer = (
+            f"{duration(time.monotonic() - self._opened)} passed"
+            + (f", about {left} left" if left else "")
+            + f"; {run} epochs trained, {reused} saved by reuse{share}"
+        )
+        return Group(table, Text(footer))
+
+
+def results_table(rows: list[Row]) -> Table:
+    """The end of a sweep: the best configuration at each density."""
+    table = Table(title="Best per density (chosen by validation accuracy)", title_justify="left")
+    for name in ("density", "sparsity", "val", "test", "nonzero", "effective", "status", "trial", "trials"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*row.cells())
+    return table
+
+
+def duration(seconds: float) -> str:
+    """`1 h 05 min`, `3 min 20 s` or `12 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    if whole >= 60:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole} s"
+
+
+def _now(record: TrialRecord, report: dict[str, Any] | None) -> str:
+    if report is None:
+        return f"#{record.number} starting"
+    return f"#{record.number} {report['stage'].partition('_')[0]} epoch {report['epoch']}"
