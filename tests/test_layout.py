@@ -115,7 +115,7 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-HOMES = {"ray": {"execution", "search"}, "optuna": {"search"}, "mlflow": {"trackers"}}
+HOMES = {"ray": {"execution"}, "optuna": {"search"}, "mlflow": {"trackers"}}
 """Frameworks, and the rooms that import them, beside the commands."""
 
 

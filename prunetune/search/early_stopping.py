@@ -7,14 +7,13 @@ against one after pruning.
 from __future__ import annotations
 
 from collections import defaultdict
-from types import SimpleNamespace
 from typing import Any, final
 
 import numpy as np
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from prunetune.config.schema import Config, EarlyStoppingConfig
 from prunetune.records.ledger import TrialRecord, is_at_density
+from prunetune.search.asha import Rungs
 
 Accuracies = list[float]
 """Validation accuracy by post-pruning epoch, from 1."""
@@ -25,7 +24,7 @@ _COMPLETE = 4
 
 @final
 class EarlyStopping:
-    """One of Ray's ASHA schedulers and one record of complete trials per density."""
+    """Rungs of successive halving, and a record of complete trials per density."""
 
     def __init__(self, config: Config, past: list[TrialRecord], longest: int) -> None:
         """`past` are trials that ended before; `longest` is the most post-pruning epochs."""
@@ -58,21 +57,12 @@ class _Rules:
 
     def __init__(self, settings: EarlyStoppingConfig, longest: int) -> None:
         self._settings = settings
-        self._asha = AsyncHyperBandScheduler(
-            time_attr="post_epoch",
-            metric="val_accuracy",
-            mode="max",
-            max_t=longest,
-            grace_period=settings.grace_epochs,
-            reduction_factor=settings.reduction_factor,
-            stop_last_trials=False,
-        )
-        self._trials: dict[str, SimpleNamespace] = {}
+        self._rungs = Rungs(grace=settings.grace_epochs, longest=longest, factor=settings.reduction_factor)
         self._complete: dict[int, list[Accuracies]] = defaultdict(list)  # by the epochs asked for
 
     def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
         # Both are asked: ASHA's rungs want every trial that came to them.
-        is_behind = self._fills_rung(record.uid, report)
+        is_behind = self._rungs.is_behind(record.uid, report["post_epoch"], report["val_accuracy"])
         epoch, share = report["post_epoch"], self._settings.catch_up
         if is_behind or share is None or epoch < self._settings.grace_epochs:
             return is_behind
@@ -87,15 +77,8 @@ class _Rules:
     def take_past(self, record: TrialRecord) -> None:
         for report in record.curve:
             if is_at_density(report, record.density):
-                self._fills_rung(record.uid, report)
+                self._rungs.is_behind(record.uid, report["post_epoch"], report["val_accuracy"])
         self.ended(record)
-
-    def _fills_rung(self, uid: str, report: dict[str, Any]) -> bool:
-        trial = self._trials.get(uid)
-        if trial is None:
-            trial = self._trials[uid] = SimpleNamespace(trial_id=uid)
-            self._asha.on_trial_add(None, trial)
-        return bool(self._asha.on_trial_result(None, trial, report) == TrialScheduler.STOP)
 
 
 def can_catch_up(accuracy: float, epoch: int, complete: list[Accuracies], share: float) -> bool:
