@@ -30,11 +30,14 @@ import torch
 
 from benchmarks import common
 from prunetune.config import document, space
-from prunetune.config.reading import is_active, most_epochs, sweep_from_document
+from prunetune.config.canonical import is_active
+from prunetune.config.reading import sweep_from_document
 from prunetune.config.schema import Config
+from prunetune.engine.epoch import Epoch
 from prunetune.records import report as reporting
 from prunetune.records import results
 from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.stages.plan import most_epochs
 from prunetune.store import Store
 
 _SWEEP = Path(__file__).parents[1] / "sweeps" / "cifar.yaml"
@@ -136,21 +139,27 @@ def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
         pre = number <= epochs
         done = (number if pre else number - epochs) / epochs
         mask = {"mask_density": 1 - 0.9 * done, "mask_open": 1 - 0.9 * done} if masked and pre else {}
+        reused, score = pre and record.branched, value * (0.5 + 0.5 * done)
+        metrics = {
+            "train_loss": 2.3 - 2 * done * draw.random(),
+            "val_loss": 2.3 - 2 * done * draw.random(),
+            "val_accuracy": score,
+            **mask,
+        }
         record.curve.append(
-            {
-                "epoch": number,
-                "stage": "pre_pruning" if pre else "post_pruning",
-                **({} if pre else {"post_epoch": number - epochs}),
-                "reused": pre and record.branched,
-                "train_loss": 2.3 - 2 * done * draw.random(),
-                "val_loss": 2.3 - 2 * done * draw.random(),
-                "val_accuracy": value * (0.5 + 0.5 * done),
-                **mask,
-            }
+            Epoch(
+                "pre_pruning" if pre else "post_pruning",
+                number if pre else number - epochs,
+                score,
+                metrics,
+                owner="another" if reused else record.uid,
+                reused=reused,
+                epoch=number,
+            )
         )
     record.status = "complete" if last == epochs else "stopped"
-    record.val_accuracy = record.curve[-1]["val_accuracy"]
-    record.epochs_reused = sum(entry["reused"] for entry in record.curve)
+    record.val_accuracy = record.curve[-1].score
+    record.epochs_reused = sum(epoch.reused for epoch in record.curve)
     record.epochs_run = len(record.curve) - record.epochs_reused
     record.seconds = 3.0 * record.epochs_run
     if record.status == "complete":
@@ -183,7 +192,7 @@ def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
     search = timed(
         "search", lambda: SweepSearch(config, problem, ledger, lambda key: stages.has("stages", key))
     )
-    timed("rungs", lambda: EarlyStopping(config, search.past, most_epochs(problem.template, "post_pruning")))
+    timed("rungs", lambda: EarlyStopping(config, search.past, most_epochs(problem.template).post_pruning))
     seconds |= _live(search, ledger, config, proposals)
     records = [record for record in ledger.records() if record.finished]
     timed("results", lambda: results.write(store, records, {}, config))

@@ -27,8 +27,9 @@ from ray import tune
 from ray.tune.search.optuna import OptunaSearch
 
 from prunetune.config import document, space
+from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
-from prunetune.config.reading import is_active, sweep_from_document, validate
+from prunetune.config.reading import sweep_from_document, validate
 from prunetune.engine.precision import prepare_process
 from prunetune.pipeline import run_pipeline
 from prunetune.search.study import suggest_value

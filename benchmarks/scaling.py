@@ -30,9 +30,9 @@ from benchmarks import clocked, common
 from prunetune import data as datasets
 from prunetune import sweep
 from prunetune.config.schema import Config
-from prunetune.keys import stage_keys
+from prunetune.engine.epoch import Epoch
 from prunetune.pipeline import PipelineResult
-from prunetune.stages.stage import Report
+from prunetune.stages.plan import plan
 from prunetune.store import Store
 
 EPOCHS = 10
@@ -45,27 +45,23 @@ _SWEEP = Path(__file__).parents[1] / "sweeps" / "digits.yaml"
 
 def waiting(
     config: Config, *, store: Store, device: str, owner: str
-) -> Generator[Report, None, PipelineResult]:
+) -> Generator[Epoch, None, PipelineResult]:
     """A trial that only waits, and says that it went somehow."""
-    keys = stage_keys(config, datasets.load(config.data, device).digest)
-    accuracy = 0.5 + 0.4 * int(keys.post_pruning[:8], 16) / 2**32
+    stages = plan(config, datasets.load(config.data, device).digest)
+    accuracy = 0.5 + 0.4 * int(stages.final.key[:8], 16) / 2**32
     for number in range(2 * EPOCHS):
         time.sleep(SECONDS)
         stage, before = ("pre_pruning", 0) if number < EPOCHS else ("post_pruning", EPOCHS)
-        post = {"post_epoch": number - before + 1} if before else {}
-        yield {
-            "epoch": number + 1,
-            **post,
-            "stage": stage,
-            "key": getattr(keys, stage),
-            "stage_epoch": number - before + 1,
-            "last": number - before + 1 == EPOCHS,
-            "reused": False,
-            "checkpointed": False,
-            "train_loss": 1 / (number + 1),
-            "val_loss": 1 / (number + 1),
-            "val_accuracy": accuracy,
-        }
+        yield Epoch(
+            stage,
+            number - before + 1,
+            accuracy,
+            {"train_loss": 1.0, "val_loss": 1.0, "val_accuracy": accuracy},
+            key=stages.keys[stage],
+            owner=owner,
+            last=number + 1 == before + EPOCHS,
+            epoch=number + 1,
+        )
     return PipelineResult(
         status="complete",
         density=config.density,
@@ -77,7 +73,7 @@ def waiting(
         epochs_run=2 * EPOCHS,
         epochs_reused=0,
         seconds=2 * EPOCHS * SECONDS,
-        keys=keys,
+        keys=stages.keys,
         state={},
         masks={},
     )

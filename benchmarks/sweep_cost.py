@@ -38,7 +38,8 @@ import torch
 
 from benchmarks import common
 from prunetune.config import document
-from prunetune.config.reading import most_epochs, sweep_from_document
+from prunetune.config.reading import sweep_from_document
+from prunetune.stages.plan import most_epochs
 
 CONFIG = Path(__file__).parent / "sweep_cost.yaml"
 _GOAL = 6.0
@@ -104,7 +105,8 @@ def _of_sweep(folder: Path) -> dict[str, Any]:
 def setting(overrides: list[str]) -> str:
     """What was searched, in a sentence."""
     template, config = sweep_from_document(document.override(document.read(CONFIG), overrides))
-    epochs = " + ".join(str(most_epochs(template, stage)) for stage in ("pre_pruning", "post_pruning"))
+    budget = most_epochs(template)
+    epochs = f"{budget.pre_pruning} + {budget.post_pruning}"
     return (
         f"{config.data.name}, {config.model.name}, {len(config.densities)} densities × "
         f"{config.search.trials_per_density} trials, {epochs} epochs, {config.search.sampler}, one seed."

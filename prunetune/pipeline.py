@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunetune import data as datasets
-from prunetune import models
-from prunetune.config import reading as configuration
+from prunetune.config import reading
 from prunetune.config.document import Document
-from prunetune.config.reading import canonical
 from prunetune.config.schema import Config
 from prunetune.data import Dataset
 from prunetune.data.batches import batch_length
-from prunetune.engine.loop import EpochWork, seed_of
-from prunetune.engine.precision import Precision
+from prunetune.engine.epoch import Epoch
+from prunetune.engine.loop import EpochWork
 from prunetune.engine.replicas import ALONE, Replicas, SharedStore
 from prunetune.errors import UserError
-from prunetune.keys import StageKeys, stage_keys, stored_keys
-from prunetune.stages import post_pruning, pre_pruning, pruning
-from prunetune.stages.stage import Context, Report, Step
+from prunetune.stages import post_pruning
+from prunetune.stages.plan import Plan, plan
+from prunetune.stages.stage import Place, Step
 from prunetune.store import Store
 
 Yielded = TypeVar("Yielded")
@@ -57,9 +55,10 @@ class Outcome(Generic[Yielded, Returned]):
 class PipelineResult:
     """What a configuration gave.
 
-    `status` is complete, collapsed (nothing left to prune, or chance accuracy) or diverged. Accuracies are
-    in [0, 1]; None where training ended before post-pruning did. `state` holds the final parameters and
-    buffers by name, `masks` the boolean masks by weight name.
+    `status` is complete, collapsed (nothing left to prune, or chance accuracy) or diverged. Accuracies are in
+    [0, 1]; None where training ended before post-pruning did. `epochs_run` were trained now, `epochs_reused`
+    were in the store. `keys` are the store's keys of the stages by name. `state` holds the final parameters
+    and buffers by name, `masks` the boolean masks by weight name.
     """
 
     status: str
@@ -72,7 +71,7 @@ class PipelineResult:
     epochs_run: int
     epochs_reused: int
     seconds: float
-    keys: StageKeys
+    keys: dict[str, str]
     state: dict[str, Tensor]
     masks: dict[str, Tensor]
 
@@ -117,9 +116,9 @@ def run_pipeline(
     `<name>/trained`, so that they are kept. Raises UserError for a wrong configuration or data.
     """
     if isinstance(config, str | Path):
-        config = configuration.load(str(config))
+        config = reading.load(str(config))
     elif isinstance(config, Mapping):
-        config = configuration.from_document(Document("configuration", dict(config)))
+        config = reading.from_document(Document("configuration", dict(config)))
     if store is None:
         store = training_store(config)
     trial = Outcome(
@@ -131,17 +130,17 @@ def run_pipeline(
             checkpoint_interval=checkpoint_interval,
         )
     )
-    for metrics in trial:
+    for epoch in trial:
         if report is not None:
-            report(**metrics)
+            report(**epoch.report())
     return trial.value
 
 
 def training_store(config: Config) -> Store:
     """The store of a training's stages, with a record left of their keys, so that they are kept."""
     storage = Store(config.storage)
-    keys = stored_keys(config, datasets.load(config.data).digest)
-    storage.sub(config.name).write_record(f"trained/{keys['post_pruning']}", {"keys": keys})
+    stages = plan(config, datasets.load(config.data).digest)
+    storage.sub(config.name).write_record(f"trained/{stages.final.key}", {"keys": stages.keys})
     return storage.sub("store")
 
 
@@ -153,11 +152,10 @@ def run(
     owner: str = "run",
     checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
-) -> Generator[Report, None, PipelineResult]:
+) -> Generator[Epoch, None, PipelineResult]:
     """The pipeline as a generator: whoever drives it gets a report per epoch and may stop at any of them.
 
-    Each report has `epoch` (over all stages, from 1) and, in the third stage, `post_epoch`. Closing the
-    generator leaves finished stages and the newest epoch checkpoint in the store.
+    Closing the generator leaves finished stages and the newest epoch checkpoint in the store.
     """
     trial = Outcome(
         steps(
@@ -196,114 +194,61 @@ def steps(
     """
     started = time.monotonic()
     data = datasets.load(config.data, device)
-    keys = stage_keys(config, data.digest)
-    _check_replicas(replicas, config, data, keys)
-    context = _context(config, data, store, owner, checkpoint_interval, replicas)
+    stages = plan(config, data.digest)
+    _check_replicas(replicas, config, data, stages)
+    place = Place(
+        data=data,
+        store=SharedStore(store, replicas) if replicas.size > 1 else store,
+        owner=owner,
+        checkpoint_interval=checkpoint_interval,
+        replicas=replicas,
+        graphs=config.cuda_graphs,
+        compact=config.compact_layers,
+    )
     epochs = {False: 0, True: 0}  # by whether they were reused
-
-    def counted(stage: Generator[Step, None, Any]) -> Generator[Step, None, Any]:
-        outcome = Outcome(stage)
-        for report in outcome:
-            if isinstance(report, EpochWork):
-                yield report
-                continue
-            epochs[report["reused"]] += 1
-            post = {"post_epoch": report["stage_epoch"]} if report["stage"] == "post_pruning" else {}
-            yield {"epoch": sum(epochs.values()), **post, **report}
-        return outcome.value
-
-    def result(
-        status: str, meta: dict[str, Any], state: dict[str, Tensor], masks: dict[str, Tensor]
-    ) -> PipelineResult:
-        return PipelineResult(
-            status=status,
-            density=config.density,
-            val_accuracy=meta.get("val_accuracy"),
-            test_accuracy=meta.get("test_accuracy"),
-            nonzero=meta.get("nonzero", 0),
-            effective_density=meta.get("effective_density", 0.0),
-            cut_layers=meta.get("cut_layers", []),
-            epochs_run=epochs[False],
-            epochs_reused=epochs[True],
-            seconds=time.monotonic() - started,
-            keys=keys,
-            state=state,
-            masks=masks,
-        )
-
-    trained: dict[str, Tensor] | None = None
-    if config.pre_pruning is not None:
-        dense = yield from counted(
-            pre_pruning.run(config.pre_pruning, keys.pre_pruning, context, density=config.density)
-        )
-        trained = dense.tensors
-        if dense.meta["status"] != "complete":
-            # What an all-zero network gives is known; nothing is known of one that diverged.
-            collapsed = dense.meta["status"] == "collapsed" and dense.meta["curve"]
-            meta = {"val_accuracy": dense.meta["curve"][-1]["val_accuracy"]} if collapsed else {}
-            return result(dense.meta["status"], meta, trained or {}, {})
-    pruned = yield from counted(
-        pruning.run(
-            config.pruning,
-            config.density,
-            keys.pruning,
-            context,
-            trained,
-            config.pre_pruning,
-            keys.pre_pruning,
-            (config.pre_pruning or config.post_pruning).optimizer,
-        )
-    )
-    final = yield from counted(
-        post_pruning.run(
-            config.post_pruning,
-            keys.post_pruning,
-            context,
-            pruned.state,
-            pruned.masks,
-            config.pruning,
-            config.density,
-        )
-    )
-    return result(
-        final.meta["status"], final.meta, post_pruning.final_state(final), post_pruning.final_masks(final)
+    for stage in stages.stages:
+        running = Outcome(stage.run(place))
+        for step in running:
+            if isinstance(step, Epoch):
+                epochs[step.reused] += 1
+                step = replace(step, epoch=sum(epochs.values()))
+            yield step
+        ended = place.results[stage.key] = running.value
+        if stage is not stages.final and ended.meta["status"] != "complete":
+            break
+    is_whole = stage is stages.final
+    meta = ended.meta
+    if not is_whole:
+        # What an all-zero network gives is known; nothing is known of one that diverged.
+        is_known = meta["status"] == "collapsed" and meta["curve"]
+        known = {"val_accuracy": meta["curve"][-1]["val_accuracy"]} if is_known else {}
+        meta = {"status": meta["status"], **known}
+    return PipelineResult(
+        status=meta["status"],
+        density=config.density,
+        val_accuracy=meta.get("val_accuracy"),
+        test_accuracy=meta.get("test_accuracy"),
+        nonzero=meta.get("nonzero", 0),
+        effective_density=meta.get("effective_density", 0.0),
+        cut_layers=meta.get("cut_layers", []),
+        epochs_run=epochs[False],
+        epochs_reused=epochs[True],
+        seconds=time.monotonic() - started,
+        keys=stages.keys,
+        state=post_pruning.final_state(ended) if is_whole else ended.tensors,
+        masks=post_pruning.final_masks(ended) if is_whole else {},
     )
 
 
-def _check_replicas(replicas: Replicas, config: Config, data: Dataset, keys: StageKeys) -> None:
+def _check_replicas(replicas: Replicas, config: Config, data: Dataset, stages: Plan) -> None:
     images = batch_length(data, config.data.batch_size)
     if replicas.size > images:
         raise UserError(f"a batch has {images} images: too few for {replicas.size} workers")
     on_gpu = data.device.type == "cuda"
     here = {
-        "data, or the model's code": keys.pre_pruning,
+        "data, or the model's code": stages.stages[0].key,
         "PyTorch": torch.__version__,
         # What a seed draws on a GPU depends on its kind.
         "device": torch.cuda.get_device_name(data.device) if on_gpu else "cpu",
     }
     replicas.check_same("what a training needs the same everywhere", here)
-
-
-def _context(
-    config: Config, data: Dataset, store: Store, owner: str, checkpoint_interval: float, replicas: Replicas
-) -> Context:
-    def build(seed: int | None) -> nn.Module:
-        seed = seed_of(config.seed if seed is None else seed, "model")
-        model = models.build(config.model, data.shape, data.classes, seed=seed)
-        return model.to(data.device)
-
-    return Context(
-        data=data,
-        store=SharedStore(store, replicas) if replicas.size > 1 else store,
-        build=build,
-        batch_size=config.data.batch_size,
-        augmentation=config.data.augmentation,
-        seed=config.seed,
-        owner=owner,
-        checkpoint_interval=checkpoint_interval,
-        precision=Precision(config.precision),
-        replicas=replicas,
-        architecture=repr(canonical(config.model)),
-        graphs=config.cuda_graphs,
-        compact=config.compact_layers,
-    )

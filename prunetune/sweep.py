@@ -16,27 +16,21 @@ from typing import Any
 from rich.table import Table
 
 from prunetune import data as datasets
-from prunetune import models, pipeline
+from prunetune import pipeline
 from prunetune.cli import commands, process
 from prunetune.config import document, space
+from prunetune.config.canonical import digest, is_active, kept
 from prunetune.config.document import Document
-from prunetune.config.reading import (
-    digest,
-    is_active,
-    kept,
-    most_epochs,
-    most_round_epochs,
-    sweep_from_document,
-    validate,
-)
+from prunetune.config.reading import sweep_from_document, validate
 from prunetune.config.schema import Config, DataConfig
 from prunetune.errors import UserError
-from prunetune.keys import FORMAT
 from prunetune.records import ledger as ledgers
 from prunetune.records import report as reporting
 from prunetune.records import results, retention
 from prunetune.records.ledger import Ledger, Problem
 from prunetune.search import branching
+from prunetune.stages.plan import most_epochs
+from prunetune.stages.stage import FORMAT
 from prunetune.store import Store
 
 
@@ -76,7 +70,7 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     for variant in variants:
         there = commands.located(source, functools.partial(datasets.load, variant.data))
         commands.check_model(variant, source, there.shape, there.classes)
-    sources = sorted({models.source_digest(variant.model) or "" for variant in variants})
+    sources = sorted({variant.model.code or "" for variant in variants})
     code = digest(FORMAT, data.digest, sources)
     problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
@@ -300,8 +294,7 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
         weights = commands.check_model(variant, source, shape, classes)
     finite = space.enumerate_finite(template, is_active)
     per_density = min(config.search.trials_per_density, len(finite) if finite is not None else 10**9)
-    rounds = most_round_epochs(template)
-    pre, post = (most_epochs(template, stage) for stage in ("pre_pruning", "post_pruning"))
+    pre, rounds, post = most_epochs(template)
     stages = [pre, rounds, post] if rounds else [pre, post]
     trials = per_density * len(config.densities)
     console.print(f"data: {config.data.name}, images {shape}, {classes} classes", highlight=False)

@@ -8,6 +8,7 @@ from typing import Any
 from prunetune.config import document
 from prunetune.config.reading import sweep_from_document
 from prunetune.config.schema import Config
+from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import Ledger, Problem, TrialRecord
 from prunetune.store import Store
 
@@ -35,22 +36,20 @@ def make_sweep(folder: Path, *overrides: str, text: str = TEXT) -> tuple[Config,
     return config, Problem.of(template), Ledger(Store(str(folder)).sub(config.name))
 
 
+def epoch(number: int, score: float = 0.5, *, post: int | None = None, **fields: Any) -> Epoch:
+    """The epoch with this number of a trial, in post-pruning where its number there is given."""
+    stage = "pre_pruning" if post is None else "post_pruning"
+    metrics = {"val_accuracy": score, **fields.pop("metrics", {})}
+    return Epoch(stage, post or number, score, metrics, epoch=number, **{"key": "k", **fields})
+
+
 def finish(
     record: TrialRecord, value: float | None, status: Any = "complete", epochs: int = 3
 ) -> TrialRecord:
     """Fill in a result: `epochs` post-pruning epochs that end at `value`."""
     record.status, record.val_accuracy = status, value
     if value is not None:
-        record.curve = [
-            {
-                "epoch": e,
-                "post_epoch": e,
-                "stage": "post_pruning",
-                "reused": False,
-                "val_accuracy": value * e / epochs,
-            }
-            for e in range(1, epochs + 1)
-        ]
+        record.curve = [epoch(e, value * e / epochs, post=e) for e in range(1, epochs + 1)]
     record.epochs_run = len(record.curve)
     if status in ("complete", "collapsed"):
         record.test_accuracy, record.nonzero, record.effective_density = value, 10, record.density

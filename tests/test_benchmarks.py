@@ -32,7 +32,7 @@ from prunetune import pipeline
 from prunetune.config import reading as configuration
 from prunetune.config.document import Document, override, read
 from prunetune.config.reading import sweep_from_document
-from prunetune.config.schema import Config, ConvConfig, DataConfig, MlpConfig, SearchConfig
+from prunetune.config.schema import Config, DataConfig, ModelConfig, SearchConfig
 from prunetune.engine.loop import EpochWork
 from prunetune.models import build
 from prunetune.records.ledger import Ledger
@@ -95,7 +95,7 @@ def test_a_quick_result_is_not_written_unless_asked(tmp_path: Path) -> None:
 
 
 def test_macs_of_the_papers_mlp_are_its_weights() -> None:
-    model = build(MlpConfig(name="mlp", hidden=[100] * 5), (1, 28, 28), 10, seed=0)
+    model = build(ModelConfig(name="mlp", hidden=[100] * 5), (1, 28, 28), 10, seed=0)
     assert bounds.macs(model, (1, 28, 28)) == 119_400
     assert bounds.step_flops(119_400, 128) == 91_699_200
 
@@ -107,7 +107,7 @@ def test_macs_of_vgg16_are_the_sum_over_its_layers() -> None:
         for _ in range(layers):
             expected += channels * out * 9 * side**2
             channels = out
-    model = build(ConvConfig(name="vgg16"), (3, 32, 32), 10, seed=0)
+    model = build(ModelConfig(name="vgg16"), (3, 32, 32), 10, seed=0)
     assert bounds.macs(model, (3, 32, 32)) == expected
 
 
@@ -177,9 +177,9 @@ def test_each_kind_of_step_is_a_valid_configuration_of_its_stage(tmp_path: Path)
         steps = pipeline.run(config, store=Store(str(tmp_path / kind)))
         report = next(steps)
         steps.close()
-        assert report["stage"] == ("post_pruning" if kind == "post_pruning" else "pre_pruning")
-        assert ("mask_density" in report) == (kind in ("mask", "target"))
-        assert math.isfinite(report["train_loss"])
+        assert report.stage == ("post_pruning" if kind == "post_pruning" else "pre_pruning")
+        assert ("mask_density" in report.metrics) == (kind in ("mask", "target"))
+        assert math.isfinite(report.metrics["train_loss"])
 
 
 def test_on_a_gpu_each_kind_but_the_plain_loop_is_measured_as_a_graph_too(
@@ -257,14 +257,14 @@ def test_a_waiting_trial_reports_like_a_real_one(
     monkeypatch.setattr(scaling, "SECONDS", 0.0)
     config = configuration.from_document(Document("tiny", tiny))
     store = Store(str(tmp_path))
-    real = [step for step in pipeline.run(config, store=store) if isinstance(step, dict)]
+    real = list(pipeline.run(config, store=store))
     waited = list(scaling.waiting(config, store=store, device="cpu", owner="me"))
-    assert [report["epoch"] for report in waited] == list(range(1, 21))
-    assert [report["post_epoch"] for report in waited if "post_epoch" in report] == list(range(1, 11))
+    assert [epoch.epoch for epoch in waited] == list(range(1, 21))
+    assert [epoch.post_epoch for epoch in waited if epoch.post_epoch] == list(range(1, 11))
     for stage in ("pre_pruning", "post_pruning"):
-        theirs, ours = (next(r for r in reports if r["stage"] == stage) for reports in (real, waited))
-        assert ours["key"] == theirs["key"]
-        assert set(ours) == set(theirs) - {"mask_density", "mask_open"}
+        theirs, ours = (next(e for e in epochs if e.stage == stage) for epochs in (real, waited))
+        assert ours.key == theirs.key
+        assert set(ours.metrics) == set(theirs.metrics) - {"mask_density", "mask_open"}
 
 
 def test_the_made_up_past_is_one_that_a_sweep_takes_for_its_own(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_the_made_up_past_is_one_that_a_sweep_takes_for_its_own(tmp_path: Path) 
     assert {r.keys["pre_pruning"] for r in branches} <= explored
     for record in again.records():
         assert len(record.curve) == (
-            80 if record.status == "complete" else 40 + record.curve[-1]["post_epoch"]
+            80 if record.status == "complete" else 40 + (record.curve[-1].post_epoch or 0)
         )
         assert record.epochs_reused == (40 if record.branched else 0)
     assert {r.status for r in again.records()} == {"complete", "stopped"}

@@ -13,13 +13,13 @@ PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
     ("errors",),
+    ("registry",),
     ("config", "sparsity"),
     ("store", "models", "data"),
     ("export",),
     ("engine",),
     ("methods",),
     ("stages",),
-    ("keys",),
     ("pipeline", "vectorized"),
     ("__init__",),  # the package itself: `from prunetune import run_pipeline`
     ("records",),

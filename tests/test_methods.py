@@ -14,11 +14,12 @@ from prunetune import data as datasets
 from prunetune import models, pipeline
 from prunetune.config.document import Document
 from prunetune.config.reading import from_document
-from prunetune.keys import stage_keys
-from prunetune.methods import pruned
+from prunetune.engine.seeds import seed_of
+from prunetune.methods import dynamic
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import prunable
 from prunetune.sparsity.rescaling import rescale
+from prunetune.stages.plan import plan
 from prunetune.store import Store
 
 TOTAL = 64 * 16 + 16 * 16 + 16 * 10
@@ -118,13 +119,13 @@ def test_every_method_interrupted_anywhere_gives_the_same_bits(tiny, tmp_path, n
         again = finished(tree, folder)
         assert all(torch.equal(again.state[n], t) for n, t in calm.state.items()), stop_after
         assert all(torch.equal(again.masks[n], t) for n, t in calm.masks.items()), stop_after
-        assert again.epochs_run == calm.epochs_run
+        assert again.epochs_run + again.epochs_reused == calm.epochs_run
 
 
 def initial_network(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     config = from_document(Document("t", tree))
-    model = models.build(config.model, (1, 8, 8), 10, seed=pipeline.seed_of(config.seed, "model"))
-    models.initialize(model, "kaiming", seed=pipeline.seed_of(config.seed, "initializer"))
+    model = models.build(config.model, (1, 8, 8), 10, seed=seed_of(config.seed, "model"))
+    models.initialize(model, config.pre_pruning.initializer, seed=seed_of(config.seed, "initializer"))
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -172,7 +173,7 @@ def test_moving_masks_keep_each_layers_count_at_every_update_and_do_move(
     tiny, tmp_path, monkeypatch, kind: str
 ) -> None:
     updates: list[dict[str, int]] = []
-    real = pruned.Dynamic._update
+    real = dynamic._Update.__call__
 
     def update(self, time: float, step: int) -> None:
         before = {name: mask.clone() for name, mask in self._mask.masks.items()}
@@ -187,7 +188,7 @@ def test_moving_masks_keep_each_layers_count_at_every_update_and_do_move(
             assert not state["exp_avg_sq"][grown].any()
         updates.append({name: int((mask != before[name]).sum()) for name, mask in self._mask.masks.items()})
 
-    monkeypatch.setattr(pruned.Dynamic, "_update", update)
+    monkeypatch.setattr(dynamic._Update, "__call__", update)
     finished(configured(tiny, **METHODS[kind]), tmp_path)
     # 240 images in batches of 64: 3 steps an epoch, 12 in all; updates at steps 3 and 6, the end at step 9.
     assert len(updates) == 2
@@ -214,7 +215,7 @@ def test_a_mask_with_a_target_opens_the_share_that_is_asked_for(tiny, tmp_path) 
     curve: list[dict[str, Any]] = []
     config = from_document(Document("t", configured(tiny, **METHODS["mask with a target"])))
     steps = pipeline.run(config, store=Store(str(tmp_path)))
-    curve.extend(report for report in steps if report["stage"] == "pre_pruning")
+    curve.extend(epoch.metrics for epoch in steps if epoch.stage == "pre_pruning")
     assert curve[-1]["mask_density"] == pytest.approx(0.2, abs=1e-3)
     assert curve[0]["mask_density"] > 0.2
 
@@ -222,11 +223,11 @@ def test_a_mask_with_a_target_opens_the_share_that_is_asked_for(tiny, tmp_path) 
 def test_pre_pruning_is_shared_between_densities_unless_the_mask_has_a_target(tiny) -> None:
     def keys(density: float, **sections: Any):
         config = from_document(Document("t", configured(tiny, densities=[density], **sections)))
-        return stage_keys(config, datasets.load(config.data).digest)
+        return plan(config, datasets.load(config.data).digest).keys
 
-    assert keys(0.1).pre_pruning == keys(0.2).pre_pruning
+    assert keys(0.1)["pre_pruning"] == keys(0.2)["pre_pruning"]
     target = METHODS["mask with a target"]
-    assert keys(0.1, **target).pre_pruning != keys(0.2, **target).pre_pruning
+    assert keys(0.1, **target)["pre_pruning"] != keys(0.2, **target)["pre_pruning"]
 
 
 def test_a_network_that_is_cut_through_is_reported(tiny, tmp_path, caplog) -> None:

@@ -16,20 +16,25 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from prunetune import data as datasets
 from prunetune import models, pipeline
-from prunetune.config.reading import kept
+from prunetune.config.canonical import kept
 from prunetune.config.schema import Config, PostPruningConfig, PrePruningConfig
 from prunetune.data import Dataset
 from prunetune.engine import loop as training
 from prunetune.engine.checkpoint import EpochCheckpoint
+from prunetune.engine.optimizers import make_optimizer, make_schedule
+from prunetune.engine.seeds import seed_of
 from prunetune.errors import UserError
-from prunetune.keys import StageKeys, stage_keys, stored_keys
 from prunetune.pipeline import PipelineResult, run_pipeline
-from prunetune.sparsity.masks import prunable
+from prunetune.sparsity.masks import pack, prunable
 from prunetune.sparsity.smoothing import relus
-from prunetune.stages import post_pruning, pre_pruning
-from prunetune.stages.post_pruning import smoothing_at
-from prunetune.stages.stage import Context, load_state, state_of
-from prunetune.store import Store
+from prunetune.stages import pre_pruning
+from prunetune.stages.initial import Initial
+from prunetune.stages.plan import plan
+from prunetune.stages.post_pruning import PostPruning, smoothing_at
+from prunetune.stages.pruning import Masks, Selection
+from prunetune.stages.stage import Origin, Place
+from prunetune.stages.state import load_state, state_of
+from prunetune.store import Artefact, Store
 
 WEIGHTS = 64 * 16 + 16 * 16 + 16 * 10
 """Prunable weights of the `tiny` network."""
@@ -85,7 +90,7 @@ def drive(tree: Tree, store: Store, *, owner: str = "me", interval: float = 1e9)
     steps = pipeline.run(Config.model_validate(tree), store=store, owner=owner, checkpoint_interval=interval)
     while True:
         try:
-            reports.append(next(steps))
+            reports.append(next(steps).report())
         except StopIteration as end:
             return Ran(reports, end.value)
 
@@ -106,6 +111,11 @@ def assert_same(one: Ran, other: Ran) -> None:
     assert {k: v for k, v in left.items() if k not in own} == {k: v for k, v in right.items() if k not in own}
 
 
+def keys_of(tree: Tree) -> dict[str, str]:
+    config = Config.model_validate(tree)
+    return plan(config, datasets.load(config.data).digest).keys
+
+
 def prunable_of(state: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: state[name] for name in masks}
 
@@ -120,7 +130,7 @@ def test_a_run_reports_every_epoch_and_gives_a_network_of_the_density(tiny: Tree
     assert [r["stage_epoch"] for r in ran.reports] == [1, 2, 3, 1, 2, 3, 4]
     assert [r.get("post_epoch") for r in ran.reports] == [None, None, None, 1, 2, 3, 4]
     assert not any(r["reused"] or r["checkpointed"] for r in ran.reports)
-    assert all(r["key"] == getattr(ran.result.keys, r["stage"]) for r in ran.reports)
+    assert all(r["key"] == ran.result.keys[r["stage"]] for r in ran.reports)
     assert {"train_loss", "val_loss", "val_accuracy"} < set(ran.reports[-1])
     assert {"mask_density", "mask_open"} <= set(ran.reports[0])
     result = ran.result
@@ -177,7 +187,7 @@ def test_the_test_split_is_measured_once_at_the_end(
         return evaluate(model, data, split, *precision)
 
     monkeypatch.setattr(training, "evaluate", spying)
-    monkeypatch.setattr(post_pruning, "evaluate", spying)
+    monkeypatch.setattr("prunetune.stages.post_pruning.evaluate", spying)
     drive(small, store)
     assert measured.count("test") == 1
     assert measured.count("validation") >= 5
@@ -194,7 +204,7 @@ def test_invariant_1_exactly_floor_dn_are_kept_after_the_mask_drove_most_weights
     tree = change(tiny, pre_pruning__mask=mask)
     for density in (0.29, 0.5, 0.999):
         ran = drive({**tree, "densities": [density]}, store)
-        dense = store.load("stages", ran.result.keys.pre_pruning)
+        dense = store.load("stages", ran.result.keys["pre_pruning"])
         assert dense is not None
         zeros = sum(int((dense.tensors[name] == 0).sum()) for name in ran.result.masks)
         assert 0.8 * WEIGHTS < zeros < WEIGHTS  # so the threshold is a tie at zero
@@ -248,7 +258,7 @@ def test_invariant_2_pruned_weights_are_exactly_zero_after_every_step_and_in_all
         # Closed after the second post-pruning epoch, to look at its checkpoint.
         stepper = pipeline.run(Config.model_validate(tree), store=store, checkpoint_interval=0)
         for report in stepper:
-            if report.get("post_epoch") == 2:
+            if report.post_epoch == 2:
                 break
         stepper.close()
         result = drive(tree, store).result
@@ -256,7 +266,7 @@ def test_invariant_2_pruned_weights_are_exactly_zero_after_every_step_and_in_all
         hook.remove()
     assert len(steps) == 3 * 2  # 80 images in batches of 32
     assert any(moved)  # a plain optimizer would have moved them
-    final = store.load("stages", result.keys.post_pruning)
+    final = store.load("stages", result.keys["post_pruning"])
     assert final is not None
     for state in (result.state, final.tensors):
         for name, weight in prunable_of(state, masks).items():
@@ -269,14 +279,14 @@ def test_invariant_2_the_epoch_checkpoint_is_sparse_too(small: Tree, store: Stor
     stepper = pipeline.run(
         Config.model_validate(change(small, post_pruning__optimizer=SGD)), store=store, checkpoint_interval=0
     )
-    keys = stage_keys(Config.model_validate(small), datasets.load(Config.model_validate(small).data).digest)
+    keys = keys_of(small)
     for report in stepper:
-        if report.get("post_epoch") == 1:
+        if report.post_epoch == 1:
             break
     stepper.close()
     (name,) = store.records("checkpoints")
     found = store.load("checkpoints", name.removeprefix("checkpoints/"))
-    pruning = store.load("stages", keys.pruning)
+    pruning = store.load("stages", keys["pruning"])
     assert found is not None
     assert pruning is not None
     assert sum(int(found.tensors[n].count_nonzero()) for n in pruning.tensors) == kept(0.2, WEIGHTS)
@@ -327,7 +337,7 @@ def test_invariant_3_ties_of_the_pruning_are_drawn_from_the_seed(
     mask = {"lambda1": 0, "lambda2": 3e-3, "initial": 0.3, "lr": 0.1}
     tree = change(small, densities=[0.5], pre_pruning__mask=mask)
     one, other = drive(tree, store), drive(tree, elsewhere)
-    dense = store.load("stages", one.result.keys.pre_pruning)
+    dense = store.load("stages", one.result.keys["pre_pruning"])
     assert dense is not None
     assert sum(int((dense.tensors[name] == 0).sum()) for name in one.result.masks) > 0.6 * WEIGHTS
     assert_same(one, other)
@@ -348,9 +358,9 @@ def test_invariant_3_closed_after_any_report_and_run_again_gives_the_same_bits(
         stepper.close()
         resumed = drive(tree, store)
         assert_same(resumed, undisturbed)
-        assert (resumed.result.epochs_run, resumed.result.epochs_reused) == (total, 0)
-        kept_reports = [r for r in seen if r["checkpointed"]]
-        assert len(kept_reports) == len([r for r in seen if r["epoch"] not in (2, 5)])
+        assert [epoch.checkpointed for epoch in seen] == [epoch.epoch not in (2, 5) for epoch in seen]
+        stored = count if seen[-1].checkpointed else count - 1  # a stage's last epoch comes with its result
+        assert (resumed.result.epochs_run, resumed.result.epochs_reused) == (total - stored, stored)
 
 
 def test_invariant_3_interrupted_again_and_again_gives_the_same_bits(
@@ -438,7 +448,7 @@ def test_invariant_3_trials_that_share_a_stage_at_the_same_time_do_not_disturb_e
     while running:
         for index, stepper in list(running.items()):
             try:
-                reports[index].append(next(stepper))
+                reports[index].append(next(stepper).report())
             except StopIteration as end:
                 results[index] = end.value
                 del running[index]
@@ -468,20 +478,38 @@ def post_config(tree: Tree, **sections: Any) -> PostPruningConfig:
     )
 
 
-def toy_context(tree: Tree, store: Store) -> tuple[Context, list[nn.Module], dict[str, Tensor]]:
-    """A stage's surroundings; the networks it builds; and masks of density one half."""
-    config = Config.model_validate(tree)
-    data = datasets.load(config.data)
-    built: list[nn.Module] = []
+class Toy:
+    """The last stage alone: masks of density one half, the networks that it builds, and where it runs."""
 
-    def build(seed: int | None = None) -> nn.Module:
-        built.append(models.build(config.model, data.shape, data.classes, seed=0))
-        return built[-1]
+    def __init__(self, tree: Tree, store: Store, monkeypatch: pytest.MonkeyPatch, **place: Any) -> None:
+        config = Config.model_validate(tree)
+        data = datasets.load(config.data)
+        self.origin = Origin(data.digest, config.data.batch_size, None, config.model, 0, "auto")
+        self.built: list[nn.Module] = []
+        build = models.build
 
-    g = torch.Generator().manual_seed(0)
-    masks = {name: torch.rand(w.shape, generator=g) < 0.5 for name, w in prunable(build()).items()}
-    context = Context(data, store, build, config.data.batch_size, None, 0, "me", 1e9)
-    return context, built, masks
+        def noted(*args: Any, **kwargs: Any) -> nn.Module:
+            self.built.append(build(*args, **kwargs))
+            return self.built[-1]
+
+        monkeypatch.setattr(models, "build", noted)
+        self.place = Place(data, store, "me", **{"checkpoint_interval": 1e9, **place})
+        model = build(config.model, data.shape, data.classes, seed=seed_of(0, "model"))
+        g = torch.Generator().manual_seed(0)
+        masks = {name: torch.rand(w.shape, generator=g) < 0.5 for name, w in prunable(model).items()}
+        self.initial = Initial(self.origin, None)
+        selection = Selection(config.pruning.criterion)
+        self.masks = Masks(self.origin, self.initial, selection, 0.5)
+        self.place.results[self.initial.key] = Artefact(state_of(model), {})
+        shapes = {"shapes": {name: list(mask.shape) for name, mask in masks.items()}}
+        self.place.results[self.masks.key] = Artefact({n: pack(m) for n, m in masks.items()}, shapes)
+
+    def stage(self, config: PostPruningConfig) -> PostPruning:
+        return PostPruning(self.origin, self.masks, self.initial, config)
+
+    def run(self, config: PostPruningConfig) -> Artefact:
+        after: Artefact = finish(self.stage(config).run(self.place))
+        return after
 
 
 def finish(steps: Any) -> Any:
@@ -529,44 +557,46 @@ def test_invariant_4_values_of_the_smoothing_by_hand(tiny: Tree) -> None:
 
 
 def test_invariant_4_the_network_at_the_end_of_the_stage_is_the_original_one(
-    tiny: Tree, store: Store, elsewhere: Store
+    tiny: Tree, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = post_config(tiny, **{name: {**piece, "horizon": 1.0} for name, piece in PIECES.items()})
-    context, built, masks = toy_context(tiny, store)
-    after = finish(post_pruning.run(config, "k", context, None, masks))
-    fresh, model = built[0], built[1]
+    toy = Toy(tiny, store, monkeypatch)
+    after = toy.run(config)
+    (model,) = toy.built
+    fresh = toy.origin.build(toy.place)
     assert [type(m) for m in model.modules()] == [type(m) for m in fresh.modules()]
     assert all(type(model.get_submodule(n)) is nn.ReLU for n in ("hidden.0.1", "hidden.1.1"))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     # The last validation saw it as it is stored.
     load_state(fresh, after.tensors)
-    accuracy, loss = training.evaluate(fresh, context.data, context.data.validation)
+    accuracy, loss = training.evaluate(fresh, toy.place.data, toy.place.data.validation)
     assert after.meta["curve"][-1]["val_accuracy"] == after.meta["val_accuracy"] == accuracy
     assert after.meta["curve"][-1]["val_loss"] == loss
 
 
 @pytest.mark.parametrize("pieces", [[name] for name in PIECES] + [list(PIECES)])
 def test_invariant_4_training_beyond_the_horizons_is_training_without_smoothing(
-    tiny: Tree, store: Store, elsewhere: Store, pieces: list[str]
+    tiny: Tree, store: Store, elsewhere: Store, pieces: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tree = change(tiny, post_pruning__optimizer=SGD)
     smooth = post_config(tree, **{name: PIECES[name] for name in pieces})
     plain = post_config(tree)
-    whole_context, _, masks = toy_context(tree, store)
-    whole = finish(post_pruning.run(smooth, "whole", whole_context, None, masks))
+    whole = Toy(tree, store, monkeypatch).run(smooth)
 
     # Two epochs with smoothing, then the checkpoint is handed to a stage that knows of none.
-    context, _, _ = toy_context(tree, elsewhere)
-    context = replace(context, checkpoint_interval=0)
-    stepper = post_pruning.run(smooth, "handed over", context, None, masks)
+    toy = Toy(tree, elsewhere, monkeypatch, checkpoint_interval=0)
+    stepper = toy.stage(smooth).run(toy.place)
     for _ in range(2):
         assert isinstance(next(stepper), training.EpochWork)  # an epoch to run: it runs when resumed
         next(stepper)
     stepper.close()
-    rest = finish(post_pruning.run(plain, "handed over", context, None, masks))
+    found = elsewhere.load("checkpoints", toy.stage(smooth).key)
+    assert found is not None
+    elsewhere.save("checkpoints", toy.stage(plain).key, found.tensors, found.meta)
+    rest = toy.run(plain)
     assert_same_bits(rest.tensors, whole.tensors)
     assert rest.meta["curve"] == whole.meta["curve"]
-    unsmoothed = finish(post_pruning.run(plain, "plain", context, None, masks))
+    unsmoothed = Toy(tree, store, monkeypatch).run(plain)
     assert unsmoothed.meta["curve"] != whole.meta["curve"]  # the smoothing did something
 
 
@@ -579,7 +609,7 @@ def test_invariant_6_a_damaged_stage_is_computed_again_to_the_same_result(
     small: Tree, store: Store, caplog: pytest.LogCaptureFixture, stage: str, part: str
 ) -> None:
     first = drive(small, store)
-    key = getattr(first.result.keys, stage)
+    key = first.result.keys[stage]
     manifest = f"stages/{key}.json"
     body = store.read_record(f"stages/{key}")
     assert body is not None
@@ -690,16 +720,18 @@ def test_invariant_7_chance_accuracy_is_a_collapse(small: Tree, store: Store) ->
     assert result.test_accuracy is not None
 
 
-def test_invariant_7_always_naming_the_most_frequent_class_is_a_collapse(tiny: Tree, store: Store) -> None:
-    context, _, masks = toy_context(tiny, store)
-    data = context.data
+def test_invariant_7_always_naming_the_most_frequent_class_is_a_collapse(
+    tiny: Tree, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = Toy(tiny, store, monkeypatch)
+    data = toy.place.data
     train, validation = (
         datasets.Split(split.images, torch.zeros_like(split.labels))
         for split in (data.train, data.validation)
     )
-    context = replace(context, data=replace(data, train=train, validation=validation))
+    toy.place.data = replace(data, train=train, validation=validation)
     config = post_config(change(tiny, post_pruning__optimizer={"name": "adam", "lr": 0.1}))
-    after = finish(post_pruning.run(config, "k", context, None, masks))
+    after = toy.run(config)
     assert after.meta["val_accuracy"] == 1.0  # there is one class only
     assert after.meta["status"] == "collapsed"
 
@@ -713,7 +745,7 @@ def test_a_second_density_reuses_the_pre_pruning_stage(small: Tree, store: Store
     assert (first.result.epochs_run, first.result.epochs_reused) == (5, 0)
     assert (second.result.epochs_run, second.result.epochs_reused) == (3, 2)
     assert [r["reused"] for r in second.reports] == [True, True, False, False, False]
-    assert second.result.keys.pre_pruning == first.result.keys.pre_pruning
+    assert second.result.keys["pre_pruning"] == first.result.keys["pre_pruning"]
     assert_same(second, drive({**small, "densities": [0.1]}, elsewhere))  # no better and no worse for it
 
 
@@ -725,11 +757,11 @@ def test_another_run_of_the_same_configuration_computes_nothing(small: Tree, sto
     assert all(r["reused"] for r in again.reports)
 
 
-def test_the_same_owners_stored_epochs_count_as_its_own(small: Tree, store: Store) -> None:
+def test_the_same_owners_stored_epochs_are_from_the_store_too(small: Tree, store: Store) -> None:
     drive(small, store, owner="one")
     again = drive(small, store, owner="one")
-    assert (again.result.epochs_run, again.result.epochs_reused) == (5, 0)
-    assert not any(r["reused"] for r in again.reports)
+    assert (again.result.epochs_run, again.result.epochs_reused) == (0, 5)
+    assert all(r["reused"] for r in again.reports)
 
 
 def test_another_owners_unfinished_epochs_are_reused(small: Tree, store: Store, elsewhere: Store) -> None:
@@ -743,15 +775,17 @@ def test_another_owners_unfinished_epochs_are_reused(small: Tree, store: Store, 
 
 
 def test_who_computed_an_epoch_does_not_change_when_the_trial_is_run_again(small: Tree, store: Store) -> None:
+    def owners(owner: str) -> list[str]:
+        steps = pipeline.run(Config.model_validate(small), store=store, owner=owner, checkpoint_interval=0)
+        return [epoch.owner for epoch in steps]
+
     stepper = pipeline.run(Config.model_validate(small), store=store, owner="one", checkpoint_interval=0)
     next(stepper)
     stepper.close()
-    first = drive(small, store, owner="two")
-    assert (first.result.epochs_run, first.result.epochs_reused) == (4, 1)
-    again = drive(small, store, owner="two")
-    assert (again.result.epochs_run, again.result.epochs_reused) == (4, 1)
-    third = drive(small, store, owner="three")
-    assert (third.result.epochs_run, third.result.epochs_reused) == (0, 5)
+    computed = ["one"] + ["two"] * 4
+    assert owners("two") == computed
+    assert owners("two") == computed
+    assert owners("three") == computed
 
 
 def test_finished_stages_leave_no_checkpoint(small: Tree, store: Store) -> None:
@@ -785,29 +819,24 @@ KEYS = {
 
 @pytest.mark.parametrize("key", KEYS)
 def test_what_determines_the_first_stage_is_in_every_key(small: Tree, key: str) -> None:
-    def keys(tree: Tree) -> Any:
-        config = Config.model_validate(tree)
-        return stage_keys(config, datasets.load(config.data).digest)
-
-    before, after = keys(small), keys(change(small, **{key: KEYS[key]}))
-    assert before.pre_pruning != after.pre_pruning
-    assert before.pruning != after.pruning
-    assert before.post_pruning != after.post_pruning
+    before, after = keys_of(small), keys_of(change(small, **{key: KEYS[key]}))
+    assert before["pre_pruning"] != after["pre_pruning"]
+    assert before["pruning"] != after["pruning"]
+    assert before["post_pruning"] != after["post_pruning"]
 
 
 def test_later_fields_are_in_later_keys_and_what_computes_nothing_is_in_none(small: Tree) -> None:
-    def keys(**changes: Any) -> Any:
-        config = Config.model_validate(change(small, **changes))
-        return stage_keys(config, datasets.load(config.data).digest)
+    def keys(**changes: Any) -> dict[str, str]:
+        return keys_of(change(small, **changes))
 
     before = keys()
     density = keys(densities=[0.1])
-    assert density.pre_pruning == before.pre_pruning
-    assert density.pruning != before.pruning
-    assert density.post_pruning != before.post_pruning
+    assert density["pre_pruning"] == before["pre_pruning"]
+    assert density["pruning"] != before["pruning"]
+    assert density["post_pruning"] != before["post_pruning"]
     post = keys(post_pruning__epochs=9)
-    assert (post.pre_pruning, post.pruning) == (before.pre_pruning, before.pruning)
-    assert post.post_pruning != before.post_pruning
+    assert (post["pre_pruning"], post["pruning"]) == (before["pre_pruning"], before["pruning"])
+    assert post["post_pruning"] != before["post_pruning"]
     adam = {"name": "adam", "lr": 3e-3, "momentum": 0.5}  # Adam has none
     assert keys(pre_pruning__optimizer=adam) == before
     assert keys(name="other", storage="else/where", resources={"cpus": 2}, data__root="moved") == before
@@ -826,13 +855,8 @@ def test_later_fields_are_in_later_keys_and_what_computes_nothing_is_in_none(sma
 )
 def test_the_stored_keys_are_all_that_a_run_leaves(small: Tree, store: Store, pruning: Tree) -> None:
     tree = {**small, "pruning": pruning}
-    config = Config.model_validate(tree)
     drive(tree, store)
-    keys = stored_keys(config, datasets.load(config.data).digest)
-    assert store.keys("stages") == sorted(keys.values())
-    assert stage_keys(config, datasets.load(config.data).digest) == StageKeys(
-        *(keys[stage] for stage in ("pre_pruning", "pruning", "post_pruning"))
-    )
+    assert store.keys("stages") == sorted(keys_of(tree).values())
 
 
 def test_the_number_of_classes_is_in_every_key(small: Tree) -> None:
@@ -842,10 +866,10 @@ def test_the_number_of_classes_is_in_every_key(small: Tree) -> None:
 
     def keys(classes: int) -> Any:
         made = datasets.dataset.split_off_validation(split, split, classes, fraction=0.2, seed=0)
-        return stage_keys(config, made.digest)
+        return plan(config, made.digest).keys
 
     assert keys(10) == keys(10)
-    assert keys(10).pre_pruning != keys(11).pre_pruning  # another output layer
+    assert keys(10)["pre_pruning"] != keys(11)["pre_pruning"]  # another output layer
 
 
 # --- the corners of a configuration
@@ -856,7 +880,7 @@ def test_without_pre_pruning_the_initialization_is_pruned(small: Tree, store: St
     assert [r["stage"] for r in ran.reports] == ["post_pruning"] * 3
     assert ran.result.nonzero == kept(0.2, WEIGHTS)
     config = Config.model_validate(small)
-    model = models.build(config.model, (1, 8, 8), 10, seed=training.seed_of(0, "model"))
+    model = models.build(config.model, (1, 8, 8), 10, seed=seed_of(0, "model"))
     flat = torch.cat([w.detach().abs().flatten() for w in prunable(model).values()])
     masks = torch.cat([ran.result.masks[name].flatten() for name in prunable(model)])
     assert flat[masks].min() >= flat[~masks].max()
@@ -866,7 +890,7 @@ def test_a_pre_pruning_stage_of_no_epochs_only_initializes(small: Tree, store: S
     tree = change(small, pre_pruning__epochs=0, pre_pruning__mask=None, pre_pruning__initializer="zero")
     ran = drive(tree, store)
     assert [r["stage"] for r in ran.reports] == ["post_pruning"] * 3
-    stored = store.load("stages", ran.result.keys.pre_pruning)
+    stored = store.load("stages", ran.result.keys["pre_pruning"])
     assert stored is not None
     assert torch.equal(stored.tensors["hidden.0.0.weight"], torch.eye(16, 64))
     assert ran.result.status in ("complete", "collapsed")
@@ -878,7 +902,7 @@ def test_a_mask_scales_the_weights_of_a_stage_without_epochs_too(small: Tree, st
     plain = change(small, pre_pruning__epochs=0, pre_pruning__mask=None)
     states = []
     for tree in (plain, change(plain, pre_pruning__mask=mask)):
-        found = store.load("stages", drive(tree, store).result.keys.pre_pruning)
+        found = store.load("stages", drive(tree, store).result.keys["pre_pruning"])
         assert found is not None
         states.append(found.tensors)
     without, scaled = states
@@ -893,20 +917,20 @@ def test_density_one_is_the_dense_network(small: Tree, store: Store, elsewhere: 
     assert ran.result.effective_density == 1.0
     # Training from the same start without any mask at all gives the same bits.
     config = Config.model_validate(tree)
-    stored = store.load("stages", ran.result.keys.pre_pruning)
+    stored = store.load("stages", ran.result.keys["pre_pruning"])
     assert stored is not None
     model = models.build(config.model, (1, 8, 8), 10, seed=0)
     load_state(model, stored.tensors)
     post = config.post_pruning
     learner = training.Learner(
         model,
-        [training.make_optimizer(post.optimizer, list(model.parameters()))],
+        [make_optimizer(post.optimizer, list(model.parameters()))],
         state_of(model),
-        training.make_schedule(post.optimizer.schedule),
+        make_schedule(post.optimizer.schedule),
         smoothing=lambda epoch: smoothing_at(post, epoch),
     )
     data = datasets.load(config.data)
-    seed = training.seed_of(config.seed, "post_pruning")
+    seed = seed_of(config.seed, "post_pruning")
     for work in training.epochs(learner, data, total=3, batch_size=32, augmentation=None, seed=seed):
         work.run()
     assert_same_bits(state_of(model), ran.result.state)

@@ -16,7 +16,6 @@ from prunetune import pipeline, vectorized
 from prunetune.config.schema import Config
 from prunetune.engine.loop import EpochWork
 from prunetune.pipeline import PipelineResult
-from prunetune.stages.stage import Report
 from prunetune.store import Store
 
 Tree = dict[str, Any]
@@ -42,6 +41,9 @@ def changed(**changes: Any) -> Config:
             node = node.setdefault(key, {})
         node[last] = value
     return Config.model_validate(tree)
+
+
+Report = dict[str, Any]
 
 
 def mask(**values: Any) -> Tree:
@@ -70,7 +72,7 @@ def together(
                 if isinstance(step, EpochWork):
                     wanted.append(step)
                     break
-                reports[i].append(step)
+                reports[i].append(step.report())
         vectorized.run_together(wanted)
     return [(reports[i], results[i]) for i in range(len(configs))]
 
@@ -84,7 +86,7 @@ def alone(
         trial = pipeline.run(config, store=Store(str(folder / f"alone-{i}")), device=device)
         while True:
             try:
-                reports.append(next(trial))
+                reports.append(next(trial).report())
             except StopIteration as end:
                 found.append((reports, end.value))
                 break

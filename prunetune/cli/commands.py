@@ -14,8 +14,8 @@ from rich.console import Console
 from prunetune import data as datasets
 from prunetune import models
 from prunetune.cli import process
+from prunetune.config.canonical import kept
 from prunetune.config.document import Document
-from prunetune.config.reading import kept
 from prunetune.config.schema import Config
 from prunetune.errors import UserError, WorkError
 from prunetune.sparsity.allocation import dense_layer_names

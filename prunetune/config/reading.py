@@ -1,4 +1,4 @@
-"""Configurations: read, checked, made canonical, and hashed. What they may say is in `schema.py`.
+"""Configurations: read and checked. What they may say is in `schema.py`.
 
 A `Config` holds plain values. A sweep is the same tree with distributions in it (`space.py`), and is
 checked by putting their ends and options in and validating the result, so every rule is written once.
@@ -6,100 +6,16 @@ checked by putting their ends and options in and validating the result, so every
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from prunetune.config import document, space
+from prunetune.config.canonical import determining_fields, is_active, section_at
 from prunetune.config.document import Document
-from prunetune.config.schema import Config, ConvConfig, MlpConfig, UserModelConfig, VitConfig, pattern
+from prunetune.config.schema import Config, pattern
 from prunetune.errors import ConfigError, Problem, did_you_mean
-
-SEARCHABLE = ("seed", "data", "model", "pre_pruning", "pruning", "post_pruning")
-"""Top-level keys in which a distribution may stand."""
-
-# (parent, field) -> (sibling, its default, when its value makes the field count). A field that does not count
-# is not sampled, and is reset to its default before hashing, so that what computes the same is equal.
-_COUNTS_WHEN: dict[tuple[str, str], tuple[str, Any, Callable[[Any], bool]]] = {
-    ("optimizer", "momentum"): ("name", None, lambda name: name == "sgd"),
-    ("optimizer", "nesterov"): ("name", None, lambda name: name == "sgd"),
-    ("schedule", "milestones"): ("name", "constant", lambda name: name == "step"),
-    ("schedule", "factor"): ("name", "constant", lambda name: name == "step"),
-    ("schedule", "rounds"): ("name", "one_shot", lambda name: name == "iterative"),
-    ("schedule", "epochs"): ("name", "one_shot", lambda name: name == "iterative"),
-    ("schedule", "start"): ("name", "one_shot", lambda name: name == "gradual"),
-    ("schedule", "end"): ("name", "one_shot", lambda name: name == "gradual"),
-    ("schedule", "every"): ("name", "one_shot", lambda name: name == "gradual"),
-    ("mask", "lambda2"): ("method", "penalty", lambda method: method == "penalty"),
-    ("mask", "lambda2_warmup"): ("lambda2", 0.0, lambda value: value > 0),
-    ("mask", "target_warmup"): ("method", "penalty", lambda method: method == "target"),
-    ("pruning", "allocation"): ("structure", "unstructured", lambda name: name == "unstructured"),
-    ("pruning", "dense_layers"): ("structure", "unstructured", lambda name: name == "unstructured"),
-    ("label_smoothing", "horizon"): ("alpha0", 0.0, lambda value: value > 0),
-    ("soft_skip", "horizon"): ("gamma0", 0.0, lambda value: value > 0),
-}
-
-
-def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
-    """Whether the field with this dotted key counts, given its siblings' values (`space.Active`)."""
-    path, _, field = key.rpartition(".")
-    rule = _COUNTS_WHEN.get((path.rpartition(".")[2], field))
-    if rule is None:
-        return True
-    sibling, default, counts = rule
-    value = siblings.get(sibling, default)
-    if value is space.PENDING:
-        return False
-    try:
-        return counts(value)
-    except TypeError:  # a value of the wrong type; the schema says so
-        return True
-
-
-_OFF_WHEN: dict[str, Callable[[dict[str, Any]], bool]] = {
-    "label_smoothing": lambda section: section["alpha0"] == 0,
-    "soft_skip": lambda section: section["gamma0"] == 0,
-}
-"""Sections that compute the same as null."""
-
-
-def canonical(section: BaseModel | None) -> Any:
-    """A section as plain data in which what does not count has its default."""
-    if section is None:
-        return None
-    data = section.model_dump(mode="json")
-    return _canonical(data, section)
-
-
-def _canonical(data: dict[str, Any], section: BaseModel, key: str = "") -> dict[str, Any]:
-    for field, value in list(data.items()):
-        dotted = f"{key}.{field}" if key else field
-        child = getattr(section, field)
-        if isinstance(child, BaseModel):
-            off = field in _OFF_WHEN and _OFF_WHEN[field](value)
-            data[field] = None if off else _canonical(value, child, dotted)
-        elif not is_active(dotted, data):
-            data[field] = type(section).model_fields[field].default
-    return data
-
-
-def digest(*parts: Any) -> str:
-    """SHA-256 (hex, 32 characters) of plain data, independent of the order of mapping keys."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def kept(density: float, weights: int) -> int:
-    """floor(d·n), exactly, for the density as it was written.
-
-    >>> kept(0.29, 100), int(0.29 * 100)
-    (29, 28)
-    """
-    return int(Fraction(repr(density)) * weights)
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -127,11 +43,11 @@ def from_document(source: Document) -> Config:
 def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     """The template of a sweep, and a `Config` with one value for each distribution.
 
-    Everything outside `SEARCHABLE` is the same for all trials, so that Config is where to read it.
+    What determines no result is the same for all trials, so that Config is where to read it.
     Raises ConfigError naming each key for which some value of its distribution breaks a rule.
     """
     template = space.parse(source)
-    fixed = {key: value for key, value in template.items() if key not in SEARCHABLE}
+    fixed = {key: value for key, value in template.items() if key not in determining_fields()}
     outside = space.parameters(fixed, is_active)
     if outside:
         name = next(iter(outside))
@@ -149,26 +65,6 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     if problems or representative is None:
         raise ConfigError(problems.values())
     return template, representative
-
-
-def most_epochs(template: Mapping[str, Any], stage: str) -> int:
-    """The most epochs that a stage can have over the space; 0 where it never runs."""
-    most = 0
-    for assignment in space.assignments(template, is_active):
-        section = space.at(template, assignment, is_active).get(stage)
-        most = max(most, section["epochs"] if section else 0)
-    return most
-
-
-def most_round_epochs(template: Mapping[str, Any]) -> int:
-    """The most epochs that a trial's pruning stage can train: of iterative rounds, and to rewind."""
-    most = 0
-    for assignment in space.assignments(template, is_active):
-        pruning = Config.model_validate(space.at(template, assignment, is_active)).pruning
-        rounds = pruning.schedule.rounds - 1 if pruning.schedule.name == "iterative" else 0
-        rewind = pruning.rewind if isinstance(pruning.rewind, int) else 0
-        most = max(most, rounds * pruning.schedule.epochs + rewind)
-    return most
 
 
 def validate(tree: dict[str, Any], source: Document) -> Config:
@@ -193,8 +89,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
     if schedule.name == "gradual":
         if schedule.start >= schedule.end:
             yield "pruning.schedule.start", schedule.start, f"must be less than end = {schedule.end:g}"
-        if pruning.criterion != "magnitude":
-            yield "pruning.criterion", pruning.criterion, "gradual pruning ranks by magnitude"
+        if pruning.criterion.name != "magnitude":
+            yield "pruning.criterion", pruning.criterion.name, "gradual pruning ranks by magnitude"
         if pruning.sanity_check in ("shuffle", "invert"):
             yield "pruning.sanity_check", pruning.sanity_check, "has no effect on gradual pruning"
         if post.dynamic is not None:
@@ -209,19 +105,20 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
 
 
 def _problem(item: Any, tree: dict[str, Any], source: Document) -> Problem:
-    # The tag of the model's kind is no key of the file.
-    path = [part for i, part in enumerate(item["loc"]) if not (i == 1 and item["loc"][0] == "model")]
+    path = item["loc"]
     key = ".".join(str(part) for part in path)
     rule = item["msg"].removeprefix("Value error, ")
     rule = rule.replace("Input should be", "must be")
     kind = item["type"]
-    if kind == "extra_forbidden":
-        known = _known_keys(item["loc"][:-1])
+    if kind == "extra_forbidden" and not rule.startswith("unknown key"):
+        section = section_at(".".join(str(part) for part in path[:-1]))
+        known = list(section.model_fields) if section is not None else []
         rule = "unknown key" + (did_you_mean(str(path[-1]), known) or f"; known here: {', '.join(known)}")
+    if kind == "extra_forbidden":
         return Problem(source.where(key), key, rule, has_value=False)
     if kind == "missing":
         return Problem(source.where(key), key, "is required", has_value=False)
-    if kind == "literal_error" and isinstance(item["input"], str):
+    if kind == "literal_error" and isinstance(item["input"], str) and "did you mean" not in rule:
         options = item["ctx"]["expected"].replace(" or ", ",").split(",")
         rule += did_you_mean(item["input"], [option.strip(" '") for option in options])
     if kind == "string_pattern_mismatch":
@@ -229,25 +126,3 @@ def _problem(item: Any, tree: dict[str, Any], source: Document) -> Problem:
     if kind == "model_type" or kind == "dict_type":
         rule = "must be a mapping of keys"
     return Problem(source.where(key), key, rule, item["input"])
-
-
-def _known_keys(loc: tuple[Any, ...]) -> list[str]:
-    """Field names of the section at a pydantic location."""
-    by_tag = {"mlp": MlpConfig, "conv": ConvConfig, "vit_tiny": VitConfig, "user": UserModelConfig}
-    section: Any = Config
-    for part in loc:
-        if part in by_tag:
-            section = by_tag[part]
-        elif isinstance(part, str) and part in getattr(section, "model_fields", {}):
-            section = _section_in(section.model_fields[part].annotation)
-    return list(getattr(section, "model_fields", {}))
-
-
-def _section_in(annotation: Any) -> Any:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for argument in getattr(annotation, "__args__", ()):
-        found = _section_in(argument)
-        if found is not None:
-            return found
-    return None

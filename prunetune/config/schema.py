@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from prunetune.errors import did_you_mean
-
-DataName = Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar100", "parquet", "image_folder"]
-Initializer = Literal["default", "kaiming", "zero", "zero_paper"]
+from prunetune import registry
+from prunetune.config.component import Component, default
 
 
 class Section(BaseModel):
     """Base of every section: unknown keys, wrong types and infinities are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+    )
 
 
 class AugmentationConfig(Section):
@@ -35,101 +27,35 @@ class AugmentationConfig(Section):
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
 
 
-class DataConfig(Section):
-    """Where the images are and how they are split."""
+class DataConfig(Component):
+    """Where the data are and how they are split; further keys are the source's options."""
 
-    name: DataName
+    kind: ClassVar = registry.DATA_SOURCES
     root: str = "data"
     batch_size: int = Field(128, ge=1)
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training images")
-    split_seed: int = Field(0, ge=0, description="draws the validation images")
-    limit: int | None = Field(None, ge=2, description="use at most this many training (and test) images")
-    image_size: int | None = Field(None, ge=1, description="resize to a square (parquet, image_folder)")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of the training examples")
+    split_seed: int = Field(0, ge=0, description="draws the validation examples")
+    limit: int | None = Field(None, ge=2, description="use at most this many training (and test) examples")
     augmentation: AugmentationConfig | None = None
 
 
-class MlpConfig(Section):
-    """Multi-layer perceptron on flattened images."""
+class ModelConfig(Component):
+    """A network, built in or a user's own `nn.Module`; further keys are its constructor's arguments.
 
-    name: Literal["mlp"]
-    hidden: list[Annotated[int, Field(ge=1)]] = Field([100] * 5, min_length=1)
+    What follows from the data need not be given; where it is, it must fit them.
+    """
+
+    kind: ClassVar = registry.MODELS
     num_classes: int | None = Field(None, ge=2)
     in_channels: int | None = Field(None, ge=1)
 
 
-class ConvConfig(Section):
-    """A convolutional network in its CIFAR form."""
-
-    name: Literal["vgg16", "resnet20", "resnet18"]
-    width_multiplier: float = Field(1.0, gt=0, description="scales every layer's channels")
-    num_classes: int | None = Field(None, ge=2)
-    in_channels: int | None = Field(None, ge=1)
-
-
-class VitConfig(Section):
-    """A small vision transformer."""
-
-    name: Literal["vit_tiny"]
-    patch: int = Field(4, ge=1)
-    dim: int = Field(192, ge=1)
-    depth: int = Field(9, ge=1)
-    heads: int = Field(3, ge=1)
-    num_classes: int | None = Field(None, ge=2)
-    in_channels: int | None = Field(None, ge=1)
-
-
-BUILTIN_MODELS = ("mlp", "vgg16", "resnet20", "resnet18", "vit_tiny")
-
-
-class UserModelConfig(BaseModel):
-    """A user's own `nn.Module`, by import path; further keys are its constructor's arguments."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-    name: str
-
-    @field_validator("name")
-    @classmethod
-    def _is_import_path(cls, name: str) -> str:
-        module, colon, attribute = name.partition(":")
-        parts = [*module.split("."), *attribute.split(".")]
-        if not colon or not all(part.isidentifier() for part in parts):
-            raise ValueError(
-                f"must be one of {', '.join(BUILTIN_MODELS)}, or an import path 'package.module:Class'"
-                + did_you_mean(name, BUILTIN_MODELS)
-            )
-        return name
-
-
-def _model_tag(value: Any) -> str:
-    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    if name in ("vgg16", "resnet20", "resnet18"):
-        return "conv"
-    return name if name in ("mlp", "vit_tiny") else "user"
-
-
-ModelConfig = Annotated[
-    Annotated[MlpConfig, Tag("mlp")]
-    | Annotated[ConvConfig, Tag("conv")]
-    | Annotated[VitConfig, Tag("vit_tiny")]
-    | Annotated[UserModelConfig, Tag("user")],
-    Discriminator(_model_tag),
-]
-
-
-class ScheduleConfig(Section):
+class ScheduleConfig(Component):
     """Learning-rate schedule over a stage, in shares of the stage so that it transfers to longer ones."""
 
-    name: Literal["constant", "cosine", "step"] = "constant"
+    kind: ClassVar = registry.RATE_SCHEDULES
+    name: str = "constant"
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage with a linear rise from 0")
-    milestones: list[Annotated[float, Field(gt=0, lt=1)]] = [0.5, 0.75]
-    factor: float = Field(0.1, gt=0, le=1, description="at each milestone, for `step`")
-
-    @field_validator("milestones")
-    @classmethod
-    def _rising(cls, milestones: list[float]) -> list[float]:
-        if sorted(set(milestones)) != milestones:
-            raise ValueError("must rise")
-        return milestones
 
 
 def _named(value: Any) -> Any:
@@ -137,32 +63,25 @@ def _named(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
 
-class OptimizerConfig(Section):
-    """SGD (with momentum), Adam or AdamW. Weight decay acts on weights, never on masks."""
+class OptimizerConfig(Component):
+    """What steps the weights. Weight decay acts on weights, never on masks."""
 
-    name: Literal["sgd", "adam", "adamw"]
-    lr: float = Field(gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Annotated[ScheduleConfig, BeforeValidator(_named)] = ScheduleConfig()
+    kind: ClassVar = registry.OPTIMIZERS
+    schedule: ScheduleConfig = default(ScheduleConfig, "constant")
 
 
-class MaskConfig(Section):
-    """Learnable Bernoulli mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it.
+class InitializerConfig(Component):
+    """How the prunable weights are drawn before training."""
 
-    With `method: target` the expected number of open weights, Σ M, is set instead of pushed: after every
-    step M is projected on the count of the density asked for, which falls from the initial one over
-    `target_warmup`. So no λ2 has to be found per density, but pre-pruning is not shared between densities.
-    """
+    kind: ClassVar = registry.INITIALIZERS
 
-    method: Literal["penalty", "target"] = "penalty"
-    lambda1: float = Field(0.0, ge=0, description="weight of Σ M(1−M)")
-    lambda2: float = Field(0.0, ge=0, description="weight of Σ M, for `penalty`")
-    target_warmup: float = Field(0.7, gt=0, le=1, description="share of the stage until the target count")
-    lambda2_warmup: float = Field(0.0, ge=0, le=1, description="share of the stage with λ2 rising from 0")
-    initial: float = Field(0.5, gt=0, le=1, description="every M at the start")
-    lr: float = Field(0.02, gt=0, description="Adam's step size for M")
+
+class MaskConfig(Component):
+    """A mask that is learnt with the weights (paper, section 3.1), by the name of its method."""
+
+    kind: ClassVar = registry.MASKS
+    key: ClassVar = "method"
+    name: str = "penalty"
 
 
 class PrePruningConfig(Section):
@@ -170,7 +89,7 @@ class PrePruningConfig(Section):
 
     epochs: int = Field(ge=0)
     optimizer: OptimizerConfig
-    initializer: Initializer = "default"
+    initializer: InitializerConfig = default(InitializerConfig, "default")
     mask: MaskConfig | None = None
     chance_patience: float | None = Field(
         0.25, gt=0, le=1, description="end as collapsed after this share of the epochs (3 at least) at chance"
@@ -200,10 +119,16 @@ def _rewind(value: Any) -> Any:
     return value
 
 
+class CriterionConfig(Component):
+    """What ranks the weights."""
+
+    kind: ClassVar = registry.CRITERIA
+
+
 class PruningConfig(Section):
     """Stage 2: which weights stay, and with which values they go on."""
 
-    criterion: Literal["magnitude", "random", "snip", "grasp", "synflow", "taylor"] = "magnitude"
+    criterion: CriterionConfig = default(CriterionConfig, "magnitude")
     scoring_rounds: int | None = Field(
         None, ge=1, description="prune in so many rounds, scoring anew (null: 100 for synflow, else 1)"
     )
@@ -218,13 +143,10 @@ class PruningConfig(Section):
     )
 
 
-class DynamicConfig(Section):
-    """Dynamic sparse training: until `end` each layer drops and grows as many weights, now and then."""
+class DynamicConfig(Component):
+    """Dynamic sparse training: masks that move while training, at a constant density."""
 
-    name: Literal["rigl", "set"]
-    every: int = Field(100, ge=1, description="steps between updates")
-    alpha: float = Field(0.3, gt=0, le=1, description="share dropped at the first update, cosine to 0")
-    end: float = Field(0.75, gt=0, le=1, description="share of the stage after which the mask rests")
+    kind: ClassVar = registry.DYNAMICS
 
 
 class RescaledInitConfig(Section):
@@ -243,6 +165,11 @@ class LabelSmoothingConfig(Section):
     alpha0: float = Field(ge=0, lt=1)
     horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it computes the same as null."""
+        return self.alpha0 == 0
+
 
 class SoftActivationConfig(Section):
     """PSwish with β_t from β0 to β_max over T, then ReLU."""
@@ -258,6 +185,11 @@ class SoftSkipConfig(Section):
     gamma0: float = Field(ge=0)
     horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it computes the same as null."""
+        return self.gamma0 == 0
+
 
 class PostPruningConfig(Section):
     """Stage 3: train what is left."""
@@ -268,31 +200,31 @@ class PostPruningConfig(Section):
     soft_activation: SoftActivationConfig | None = None
     soft_skip: SoftSkipConfig | None = None
     rescaled_init: RescaledInitConfig | None = None
-    dynamic: Annotated[DynamicConfig | None, BeforeValidator(_named)] = None
+    dynamic: DynamicConfig | None = None
 
 
-class EarlyStoppingConfig(Section):
-    """Asynchronous successive halving over post-pruning epochs, within one density; and what is too late.
+class EarlyStoppingConfig(Component):
+    """Which trials end before their last post-pruning epoch; each density is judged by itself."""
 
-    With `catch_up` a trial also ends when it would not come to the density's best even with a gain that
-    only 1 - `catch_up` of the complete trials had from the same epoch on.
-    """
+    kind: ClassVar = registry.EARLY_STOPPING
+    name: str = "asha"
 
-    name: Literal["asha"] = "asha"
-    grace_epochs: int = Field(2, ge=1, description="no trial is stopped before this many")
-    reduction_factor: float = Field(3.0, gt=1, description="1 in this many goes on at each rung")
-    catch_up: float | None = Field(0.9, gt=0, le=1, description="quantile of the gains; null: all may go on")
+
+class SamplerConfig(Component):
+    """What proposes the values of a trial."""
+
+    kind: ClassVar = registry.SAMPLERS
 
 
 class SearchConfig(Section):
     """How configurations are proposed."""
 
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: SamplerConfig = default(SamplerConfig, "tpe")
     trials_per_density: int = Field(32, ge=1)
     exploration: float = Field(
         0.15, gt=0, le=1, description="share of the trials that pre-train a new network; others branch"
     )
-    early_stopping: Annotated[EarlyStoppingConfig | None, BeforeValidator(_named)] = EarlyStoppingConfig()
+    early_stopping: EarlyStoppingConfig | None = default(EarlyStoppingConfig, "asha")
     max_concurrent: int | None = Field(None, ge=1)
 
 
@@ -349,9 +281,9 @@ class Config(Section):
     model: ModelConfig
     densities: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
     pre_pruning: PrePruningConfig | None = None
-    pruning: PruningConfig = PruningConfig()
+    pruning: PruningConfig = Field(default_factory=PruningConfig)
     post_pruning: PostPruningConfig
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = Field(default_factory=SearchConfig)
     keep: KeepConfig = KeepConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -397,3 +329,41 @@ def pattern(structure: str) -> tuple[int, int]:
     """(n, m) of an `n:m` structure."""
     n, _, m = structure.partition(":")
     return int(n), int(m)
+
+
+DOES_NOT_DETERMINE: dict[str, str] = {
+    "name": "names the folder of the sweep's own files",
+    "data.root": "where the data are; their content is in every key",
+    "search": "which configurations are tried, not what one of them gives",
+    "keep": "what stays in the store",
+    "resources": "what a worker takes of a machine",
+    "tracking": "where results are shown",
+    "storage": "where results are kept",
+    "compact_layers": "the same result but for the order in which floats are added",
+    "cuda_graphs": "the same kernels, launched together",
+}
+"""The fields of a configuration that do not determine its results, by dotted key, each with the reason.
+
+Everything else is in the keys under which results are stored, and in what tells two trials apart. A recorded
+trial that goes on takes these from today's file.
+"""
+
+COUNTS_WHEN: dict[tuple[type[BaseModel], str], tuple[str, Any, Callable[[Any], bool]]] = {
+    (PruningScheduleConfig, "rounds"): ("name", "one_shot", lambda name: name == "iterative"),
+    (PruningScheduleConfig, "epochs"): ("name", "one_shot", lambda name: name == "iterative"),
+    (PruningScheduleConfig, "start"): ("name", "one_shot", lambda name: name == "gradual"),
+    (PruningScheduleConfig, "end"): ("name", "one_shot", lambda name: name == "gradual"),
+    (PruningScheduleConfig, "every"): ("name", "one_shot", lambda name: name == "gradual"),
+    (PruningConfig, "allocation"): ("structure", "unstructured", lambda name: name == "unstructured"),
+    (PruningConfig, "dense_layers"): ("structure", "unstructured", lambda name: name == "unstructured"),
+    (LabelSmoothingConfig, "horizon"): ("alpha0", 0.0, lambda value: value > 0),
+    (SoftSkipConfig, "horizon"): ("gamma0", 0.0, lambda value: value > 0),
+    # They must be what the data have; but a constructor of a user's own may be given `in_channels`.
+    (ModelConfig, "num_classes"): ("name", None, lambda name: False),
+    (ModelConfig, "in_channels"): ("name", None, lambda name: ":" in name),
+}
+"""(section, field) to (sibling, its default, when its value makes the field count).
+
+A field that does not count is not sampled, and has its default in hashes, so that what computes the same is
+equal. Options of components say so by themselves (`Component.counts`).
+"""

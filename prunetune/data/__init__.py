@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from prunetune.data.batches import augment, batches, evaluation_batches
-from prunetune.data.dataset import Dataset, Split
-from prunetune.data.loading import DATASETS, load, provide, shape_of
+from prunetune.data.dataset import Dataset, Source, Split
+from prunetune.data.loading import load, provide, shape_of
 
 __all__ = [
-    "DATASETS",
     "Dataset",
+    "Source",
     "Split",
     "augment",
     "batches",

@@ -32,6 +32,18 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What a data source gives: training examples, from which validation is split off, and test examples.
+
+    A source is a function `source(root, *, options…)` with `data.root` as its first argument.
+    """
+
+    train: Split
+    test: Split
+    classes: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Three splits, the number of classes, and the training images' mean and deviation per channel (C,).
 

@@ -7,71 +7,26 @@ the same bits as one that was not.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from prunetune.config.schema import AugmentationConfig, OptimizerConfig, ScheduleConfig
+from prunetune.config.schema import AugmentationConfig
 from prunetune.data import Dataset, Split, batches, evaluation_batches
 from prunetune.data.batches import batch_length, steps_per_epoch
 from prunetune.engine import cuda_graphs
 from prunetune.engine.compaction import Compaction
+from prunetune.engine.constraint import Constraint, DivergedError, Metrics, Unconstrained
 from prunetune.engine.precision import AUTO, Precision
 from prunetune.engine.replicas import ALONE, Replicas
+from prunetune.engine.seeds import seed_of, seeded
 from prunetune.sparsity import schedules
 from prunetune.sparsity.smoothing import softened
-
-Metrics = dict[str, float]
-
-
-class Constraint(Protocol):
-    """What happens to the weights around a step, beside the optimizer."""
-
-    def before_forward(self, generator: torch.Generator) -> None:
-        """Prepare the weights the model computes with."""
-
-    def before_step(self, time: float, step: int) -> bool:
-        """Turn the model's gradients into the optimizer's; whether the optimizers are to step.
-
-        `time` is the share of the stage done, `step` counts from 0 over the stage.
-        """
-
-    def after_step(self) -> None:
-        """Bring the weights back to where they may be."""
-
-    def before_evaluation(self) -> None:
-        """Prepare the weights for evaluation."""
-
-    def measure(self) -> Metrics:
-        """What to report of it after an epoch."""
-
-
-class Unconstrained:
-    """A dense network: nothing beside the optimizer."""
-
-    def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
-
-    def before_step(self, time: float, step: int) -> bool:
-        """Nothing."""
-        return True
-
-    def after_step(self) -> None:
-        """Nothing."""
-
-    def before_evaluation(self) -> None:
-        """Nothing."""
-
-    def measure(self) -> Metrics:
-        """Nothing."""
-        return {}
 
 
 @dataclass(frozen=True)
@@ -117,24 +72,6 @@ class Learner:
     def compacted(self) -> AbstractContextManager[None]:
         """Within, pruned layers are small where that pays; in evaluation too, for the same order of sums."""
         return self.compaction.around(self.optimizers) if self.compaction is not None else nullcontext()
-
-
-class DivergedError(Exception):
-    """The loss or the weights are no longer finite."""
-
-
-def seed_of(*parts: Any) -> int:
-    """A seed (63 bits) from plain values, the same on every machine."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within: the global generators start from `seed` (for dropout and the like); after: as before."""
-    with torch.random.fork_rng(devices=[device.index or 0] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 @dataclass
@@ -300,28 +237,3 @@ def evaluate(
 def chance_accuracy(data: Dataset) -> float:
     """What always naming the most frequent class of the validation split gives, in [0, 1]."""
     return float(data.validation.labels.bincount().max()) / len(data.validation)
-
-
-def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer over `parameters`, all with the same weight decay; fused: one pass a step."""
-    if config.name == "sgd":
-        return torch.optim.SGD(
-            parameters,
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov and config.momentum > 0,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
-    kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
-
-
-def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
-    """The learning rate's factor over a stage, time in [0, 1]."""
-    by_name: dict[str, schedules.Schedule] = {
-        "constant": schedules.constant(),
-        "cosine": schedules.cosine(),
-        "step": schedules.step(config.milestones, config.factor),
-    }
-    return schedules.with_warmup(by_name[config.name], config.warmup)

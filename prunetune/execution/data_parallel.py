@@ -27,6 +27,7 @@ from prunetune import data as datasets
 from prunetune import pipeline
 from prunetune.config.schema import Config
 from prunetune.data import Dataset
+from prunetune.engine.epoch import Epoch
 from prunetune.engine.loop import EpochWork
 from prunetune.engine.precision import prepare_process
 from prunetune.engine.replicas import Replicas
@@ -35,7 +36,6 @@ from prunetune.errors import UserError, WorkError
 # After `runner`, which sets what Ray reads when it is imported.
 from prunetune.execution.cluster.connection import ray_connection
 from prunetune.pipeline import PipelineResult
-from prunetune.stages.stage import Report
 from prunetune.store import Store
 
 from prunetune.execution.ray_tune import interruptible  # isort: skip
@@ -83,7 +83,12 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
     if result.cut_layers:  # what the workers log stays with them
         layers = ", ".join(result.cut_layers)
         logger.warning("layer collapse: no weight of %s is on a path from input to output", layers)
-    return dataclasses.replace(result, seconds=time.monotonic() - started)
+    return dataclasses.replace(
+        result,
+        epochs_run=progress.epoch - progress.reused,
+        epochs_reused=progress.reused,
+        seconds=time.monotonic() - started,
+    )
 
 
 def _trainer(
@@ -109,27 +114,27 @@ def _work(task: dict[str, Any]) -> None:
     datasets.provide(config.data, Dataset.from_arrays(ray.get(shipped)))
     prepare_process(max(1, int(config.resources.cpus)))
     replicas = Replicas.joined()
-    reports = pipeline.run(
+    epochs = pipeline.run(
         config,
         store=Store(config.storage).sub("store"),
         device=str(get_device()),
         owner=task["owner"],
         replicas=replicas,
     )
-    for report in reports:
+    for epoch in epochs:
         if replicas.rank == 0:
-            ray.get(task["coordinator"].add.remote(report))
+            ray.get(task["coordinator"].add.remote(epoch))
 
 
 class _Coordinator:
-    """An actor on the driver's node: runs groups of workers, gives them the data, passes reports on.
+    """An actor on the driver's node: runs groups of workers, gives them the data, passes epochs on.
 
     Its methods run in threads. When it is killed, the group it runs goes with it.
     """
 
     def __init__(self, data: list[Any]) -> None:
         self._data = data
-        self._reports: deque[Report] = deque()
+        self._epochs: deque[Epoch] = deque()
 
     def fit(self, trainer: TorchTrainer) -> Exception | None:
         """Run one group to its end; what ended it before."""
@@ -142,11 +147,11 @@ class _Coordinator:
     def data(self) -> list[Any]:
         return self._data
 
-    def add(self, report: Report) -> None:
-        self._reports.append(report)
+    def add(self, epoch: Epoch) -> None:
+        self._epochs.append(epoch)
 
-    def take(self) -> list[Report]:
-        return [self._reports.popleft() for _ in range(len(self._reports))]
+    def take(self) -> list[Epoch]:
+        return [self._epochs.popleft() for _ in range(len(self._epochs))]
 
 
 @final
@@ -160,13 +165,15 @@ class _Progress:
         options |= _settings(os.environ)
         self.coordinator = ray.remote(_Coordinator).options(**options).remote(data)
         self.epoch = 0
+        self.reused = 0
         self._report = report
 
     def show(self) -> None:
-        for report in ray.get(self.coordinator.take.remote()):
-            if report["epoch"] > self.epoch:
-                self.epoch = report["epoch"]
-                self._report(**report)
+        for epoch in ray.get(self.coordinator.take.remote()):
+            if epoch.epoch > self.epoch:
+                self.epoch = epoch.epoch
+                self.reused += epoch.reused
+                self._report(**epoch.report())
 
     def close(self) -> None:
         """End the workers, too, if any still run."""

@@ -10,8 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunetune import data as datasets
 from prunetune import models
 from prunetune.config import space
+from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
-from prunetune.config.reading import is_active, validate
+from prunetune.config.reading import validate
 from prunetune.config.schema import Config
 from prunetune.records.ledger import Problem
 

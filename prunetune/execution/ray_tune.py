@@ -27,7 +27,6 @@ from ray import tune
 from prunetune import data as datasets
 from prunetune import pipeline
 from prunetune.config.document import Document
-from prunetune.config.reading import most_epochs
 from prunetune.config.schema import Config
 from prunetune.execution.cluster import connection, node_check, preflight
 from prunetune.execution.dispatcher import Dispatcher
@@ -40,6 +39,7 @@ from prunetune.execution.worker import Worker
 from prunetune.records.ledger import Problem
 from prunetune.search.early_stopping import EarlyStopping
 from prunetune.search.queue import SweepSearch
+from prunetune.stages.plan import most_epochs
 from prunetune.store import Store
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def run(
         if (name := "TUNE_MAX_PENDING_TRIALS_PG") not in os.environ:
             os.environ[name] = "16" if local else "1000"
             at_end.callback(os.environ.pop, name)
-        longest = most_epochs(problem.template, "post_pruning")
+        longest = most_epochs(problem.template).post_pruning
         per_worker = trials_per_worker(config, problem, resources)
         roster = Roster.start()
         dispatcher = Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent)

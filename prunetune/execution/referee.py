@@ -10,6 +10,7 @@ from typing import Any, Protocol, final
 
 from ray.tune import Callback
 
+from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
 from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.driver_only import DriverOnly
@@ -35,8 +36,6 @@ _OUTCOME = (
     "nonzero",
     "effective_density",
     "cut_layers",
-    "epochs_run",
-    "epochs_reused",
 )
 
 
@@ -46,7 +45,7 @@ class Listener(Protocol):
     def started(self, record: TrialRecord) -> None:
         """A trial is running."""
 
-    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         """It has finished these epochs."""
 
     def ended(self, record: TrialRecord) -> None:
@@ -102,14 +101,14 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
             record = self._dispatcher.record(worker, news["uid"])
             if record is None:  # it was stopped
                 continue
-            is_stopped = self._take_epochs(record, news["reports"])
+            is_stopped = self._take_epochs(record, news["epochs"])
             if "status" in news:
                 for name in (*_OUTCOME, "error"):
                     if name in news:
                         setattr(record, name, news[name])
                 self._end(worker, record)
             elif is_stopped:
-                self._stop(record, news["reports"][-1]["key"])
+                self._stop(record, news["epochs"][-1].key)
                 self._end(worker, record)
         if not result.get("done"):
             self._fill(worker)
@@ -156,26 +155,24 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     def _most_failures(self) -> int:
         return _BROKEN if self._results or self._has_past else _HOPELESS
 
-    def _take_epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> bool:
+    def _take_epochs(self, record: TrialRecord, epochs: list[Epoch]) -> bool:
         """New epochs into the record's curve; whether early stopping ends the trial."""
         # A trial whose worker was lost is replayed from the store: some epochs come twice.
-        seen = record.curve[-1]["epoch"] if record.curve else 0
-        fresh = [report for report in reports if report["epoch"] > seen]
+        seen = record.curve[-1].epoch if record.curve else 0
+        fresh = [epoch for epoch in epochs if epoch.epoch > seen]
         if not fresh:
             return False
         self._setbacks.clear()
         self._losses.pop(record.uid, None)
-        record.curve.extend(_plain(report) for report in fresh)
+        record.curve.extend(fresh)
         self._search.progressed(record)
         for listener in self._listeners:
             listener.epochs(record, record.curve[-len(fresh) :])
-        return any(self._early_stopping.stops(record, report) for report in fresh)
+        return any(self._early_stopping.stops(record, epoch) for epoch in fresh)
 
     def _stop(self, record: TrialRecord, key: str) -> None:
         record.status = "stopped"
-        record.val_accuracy = record.curve[-1]["val_accuracy"]
-        record.epochs_reused = sum(report["reused"] for report in record.curve)
-        record.epochs_run = len(record.curve) - record.epochs_reused
+        record.val_accuracy = record.curve[-1].metrics["val_accuracy"]
         self._store.delete("checkpoints", key)  # nobody will go on from it
 
     def _fill(self, worker: str) -> None:
@@ -205,6 +202,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 
     def _end(self, worker: str, record: TrialRecord) -> None:
         self._dispatcher.remove(worker, record)
+        record.count_epochs()
         record.seconds = time.monotonic() - self._begun.pop(record.uid)
         if record.status == "failed":
             self._failures += 1
@@ -230,11 +228,3 @@ def _last_failure(error_file: str | None) -> str:
 
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1].strip()
-
-
-def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: value
-        for key, value in report.items()
-        if key not in ("stage_epoch", "last", "checkpointed", "key")
-    }

@@ -21,6 +21,7 @@ from prunetune import data as datasets
 from prunetune import pipeline, vectorized
 from prunetune.config.schema import Config
 from prunetune.data import Dataset
+from prunetune.engine.epoch import Epoch
 from prunetune.engine.loop import EpochWork
 from prunetune.engine.precision import prepare_process
 from prunetune.errors import WorkError
@@ -28,7 +29,7 @@ from prunetune.execution.cluster import node_check
 from prunetune.execution.roster import Assignment, Roster
 from prunetune.pipeline import PipelineResult, Steps
 from prunetune.records.ledger import TrialRecord, record_name, trial_config
-from prunetune.stages.stage import Report, Step
+from prunetune.stages.stage import Step
 from prunetune.store import Store
 
 _BATCH_SECONDS = 0.5
@@ -41,7 +42,7 @@ _UNFIT_LOOKS = 20
 class Worker(tune.Trainable):  # type: ignore[misc]
     """Runs the trials that the roster has for it.
 
-    A result holds `members`, for each trial a mapping with its `uid` and `reports`, the epochs since the last
+    A result holds `members`, for each trial a mapping with its `uid` and `epochs`, those since the last
     result; of one that has ended also `status` and what the pipeline found, or `failed` and the `error`.
     A worker whose node cannot run this sweep runs no trial and says why: `unfit`, with its `node`.
     """
@@ -154,7 +155,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         if body["uid"] != assignment["uid"]:
             raise WorkError(f"{name}: is another trial's record; does another process run this sweep, too?")
         return self._steps(
-            trial_config(TrialRecord(**body), self._sweep),
+            trial_config(TrialRecord.read(body), self._sweep),
             store=self._store.sub("store"),
             device=self._device,
             owner=assignment["uid"],
@@ -173,14 +174,14 @@ class _Running:
     def __init__(self, assignment: Assignment, steps: Generator[Step, None, PipelineResult]) -> None:
         self._uid = assignment["uid"]
         self._steps = steps
-        self._reports: list[Report] = []
+        self._epochs: list[Epoch] = []
         self._end: dict[str, Any] = {}
         self.work: EpochWork | None = None
 
     @property
     def has_news(self) -> bool:
         """Whether the driver should know at once: it has ended, or finished a post-pruning epoch."""
-        return bool(self._end) or any(report["stage"] == "post_pruning" for report in self._reports)
+        return bool(self._end) or any(epoch.post_epoch is not None for epoch in self._epochs)
 
     @property
     def failed(self) -> bool:
@@ -195,7 +196,8 @@ class _Running:
                 step = next(self._steps)
             except StopIteration as end:
                 metrics = end.value.metrics()
-                del metrics["density"]  # asked for; in the trial's record
+                for known in ("density", "epochs_run", "epochs_reused"):  # to the driver
+                    del metrics[known]
                 self._end = metrics
             except Exception:
                 self._end = {"status": "failed", "error": traceback.format_exc()}
@@ -203,13 +205,13 @@ class _Running:
                 if isinstance(step, EpochWork):
                     self.work, is_waiting = step, True
                 else:
-                    self._reports.append(step)
-                    is_waiting = not step["reused"]
+                    self._epochs.append(step)
+                    is_waiting = not step.reused
 
     def news(self) -> dict[str, Any]:
         """What happened since it was asked last."""
-        reports, self._reports = self._reports, []
-        return {"uid": self._uid, "reports": reports, **self._end}
+        epochs, self._epochs = self._epochs, []
+        return {"uid": self._uid, "epochs": epochs, **self._end}
 
     def close(self) -> None:
         """Leave it; what is finished of it is in the store."""

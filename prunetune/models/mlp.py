@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from prunetune.sparsity.initializers import kaiming
@@ -22,13 +23,19 @@ def he_(weight: Tensor) -> None:
 class Mlp(nn.Module):
     """Linear and ReLU per hidden layer, then a Linear for the logits."""
 
-    def __init__(self, input_shape: tuple[int, ...], hidden: Sequence[int], classes: int) -> None:
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        num_classes: int,
+        *,
+        hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [100] * 5,
+    ) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
         self.hidden = nn.ModuleList(
             nn.Sequential(nn.Linear(n_in, n_out), nn.ReLU()) for n_in, n_out in pairwise(widths)
         )
-        self.head = nn.Linear(widths[-1], classes)
+        self.head = nn.Linear(widths[-1], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 he_(module.weight)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from prunetune.models.mlp import he_
@@ -49,7 +51,7 @@ class ResNet(nn.Module):
     def __init__(
         self,
         input_shape: tuple[int, int, int],
-        classes: int,
+        num_classes: int,
         widths: Sequence[int],
         depth: int,
         *,
@@ -69,7 +71,7 @@ class ResNet(nn.Module):
                 body.append(BasicBlock(n_in, n_out, stride, project=project))
                 n_in = n_out
         self.body = nn.ModuleList(body)
-        self.head = nn.Linear(n_in, classes)
+        self.head = nn.Linear(n_in, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 he_(module.weight)
@@ -88,13 +90,29 @@ class ResNet(nn.Module):
         return out
 
 
-def resnet20(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> ResNet:
-    """ResNet-20: three stages of three blocks, 16-32-64 channels, shortcuts without weights."""
+def resnet20(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
+) -> ResNet:
+    """ResNet-20: three stages of three blocks, 16-32-64 channels, shortcuts without weights.
+
+    `width_multiplier` scales the channels of every layer (He et al., arXiv 1512.03385, section 4.2).
+    """
     widths = [max(1, round(w * width_multiplier)) for w in (16, 32, 64)]
-    return ResNet(input_shape, classes, widths, 3, project=False)
+    return ResNet(input_shape, num_classes, widths, 3, project=False)
 
 
-def resnet18(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> ResNet:
-    """ResNet-18 with a 3×3 stem: four stages of two blocks, 64-128-256-512 channels."""
+def resnet18(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
+) -> ResNet:
+    """ResNet-18 with a 3×3 stem: four stages of two blocks, 64-128-256-512 channels.
+
+    `width_multiplier` scales the channels of every layer.
+    """
     widths = [max(1, round(w * width_multiplier)) for w in (64, 128, 256, 512)]
-    return ResNet(input_shape, classes, widths, 2, project=True)
+    return ResNet(input_shape, num_classes, widths, 2, project=True)

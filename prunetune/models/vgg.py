@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
 from torch import Tensor, nn
 
 from prunetune.models.mlp import he_
@@ -17,7 +20,7 @@ class Vgg(nn.Module):
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0
+        self, input_shape: tuple[int, int, int], num_classes: int, width_multiplier: float = 1.0
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
@@ -37,7 +40,7 @@ class Vgg(nn.Module):
                 convolutions.append(nn.Sequential(*block))
                 channels = out_channels
         self.features = nn.ModuleList(convolutions)
-        self.head = nn.Linear(channels, classes)
+        self.head = nn.Linear(channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 he_(module.weight)
@@ -55,6 +58,14 @@ class Vgg(nn.Module):
         return out
 
 
-def vgg16(input_shape: tuple[int, int, int], classes: int, width_multiplier: float = 1.0) -> Vgg:
-    """VGG-16 with batch norm for images (C, H, W). Raises ValueError for images below 32×32."""
-    return Vgg(input_shape, classes, width_multiplier)
+def vgg16(
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
+) -> Vgg:
+    """VGG-16 with batch norm for images (C, H, W). Raises ValueError for images below 32×32.
+
+    `width_multiplier` scales the channels of every layer.
+    """
+    return Vgg(input_shape, num_classes, width_multiplier)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 
@@ -52,12 +55,19 @@ class Block(nn.Module):
 class VitTiny(nn.Module):
     """Patches by a strided convolution, learnt positions, `depth` blocks, the mean over tokens.
 
-    With the defaults of the schema on 3×32×32 images: 3,992,448 prunable weights (after ViT-Ti,
+    With the defaults on 3×32×32 images: 3,992,448 prunable weights (after ViT-Ti,
     Touvron et al., arXiv 2012.12877, with 9 blocks instead of 12).
     """
 
     def __init__(
-        self, input_shape: tuple[int, int, int], classes: int, *, patch: int, dim: int, depth: int, heads: int
+        self,
+        input_shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        patch: Annotated[int, Field(ge=1)] = 4,
+        dim: Annotated[int, Field(ge=1)] = 192,
+        depth: Annotated[int, Field(ge=1)] = 9,
+        heads: Annotated[int, Field(ge=1)] = 3,
     ) -> None:
         super().__init__()
         channels, height, width = input_shape
@@ -69,7 +79,7 @@ class VitTiny(nn.Module):
         self.positions = nn.Parameter(torch.randn(1, (height // patch) * (width // patch), dim) * 0.02)
         self.body = nn.ModuleList(Block(dim, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.head = nn.Linear(dim, classes)
+        self.head = nn.Linear(dim, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)

@@ -11,17 +11,19 @@ import getpass
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from prunetune.config import space
+from prunetune.config.canonical import configuration_hash, determining_fields, digest, is_active
 from prunetune.config.document import Document
-from prunetune.config.reading import SEARCHABLE, canonical, digest, is_active, validate
-from prunetune.config.schema import Config, DataConfig
+from prunetune.config.reading import validate
+from prunetune.config.schema import DOES_NOT_DETERMINE, Config, DataConfig
+from prunetune.engine.epoch import Epoch
 from prunetune.errors import ConfigError, UserError
-from prunetune.keys import stored_keys
+from prunetune.stages.plan import Plan, plan
 from prunetune.store import Store
 
 _locks: Any
@@ -44,10 +46,11 @@ class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
 
     `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of all
-    that its stages may store, by name (`keys.stored_keys`). `branched` says that it was proposed as a
-    branch of a pre-pruned network that was there.
-    `params` are the values by Optuna's names, `tree` the whole configuration, `curve` one mapping of
-    metrics per epoch, with `epoch`, `stage`, `reused` and, after pruning, `post_epoch`.
+    that its stages may store, by name; `shared` are those of them that other trials may start from, `network`
+    is the pre-pruned network's, if one is trained, and `network_density` the density that it is for, where
+    its mask aims at one (`stages.plan`). `branched` says that it was proposed as a branch of a pre-pruned
+    network that was there. `params` are the values by Optuna's names, `tree` is the whole configuration.
+    `epochs_run` were trained by this trial, `epochs_reused` by another one.
     """
 
     uid: str
@@ -58,6 +61,9 @@ class TrialRecord:
     tree: dict[str, Any]
     code: str = ""
     keys: dict[str, str] = field(default_factory=dict)
+    shared: list[str] = field(default_factory=list)
+    network: str | None = None
+    network_density: float | None = None
     branched: bool = False
     status: Status = "running"
     val_accuracy: float | None = None
@@ -68,7 +74,7 @@ class TrialRecord:
     epochs_run: int = 0
     epochs_reused: int = 0
     seconds: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)
+    curve: list[Epoch] = field(default_factory=list)
     error: str | None = None
 
     @property
@@ -77,9 +83,30 @@ class TrialRecord:
         return self.status in FINISHED
 
     @property
+    def config(self) -> Config:
+        """The configuration as it was recorded. Raises ConfigError for one of an older schema."""
+        return validate({**self.tree, "densities": [self.density]}, _RECORDED)
+
+    @property
     def config_hash(self) -> str:
         """The hash of what the trial computes: equal for equal configurations, wherever they run."""
-        return problem_hash(self.tree, self.density)
+        return configuration_hash(self.config)
+
+    def count_epochs(self) -> None:
+        """Set how many epochs this trial has trained: an interrupted one finds its own in the store."""
+        self.epochs_run = sum(epoch.owner == self.uid for epoch in self.curve)
+        self.epochs_reused = len(self.curve) - self.epochs_run
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**fields, "curve": [epoch.plain() for epoch in self.curve]}
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> TrialRecord:
+        """The inverse of `plain`; fields of another version are left out."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
+        return cls(**{**known, "curve": [Epoch.read(epoch) for epoch in data.get("curve", [])]})
 
 
 class Ledger:
@@ -93,7 +120,7 @@ class Ledger:
             for name in store.records(folder):
                 body = store.read_record(name)
                 if body is not None:
-                    record = TrialRecord(**body)
+                    record = TrialRecord.read(body)
                     self._records[record.uid] = record
 
     def records(self) -> list[TrialRecord]:
@@ -124,6 +151,7 @@ class Ledger:
     ) -> TrialRecord:
         """A new record with the next number at this density, published."""
         number = self.next_number(density)
+        stages = problem.stages(tree, density)
         record = TrialRecord(
             uuid.uuid4().hex,
             density,
@@ -132,7 +160,10 @@ class Ledger:
             params,
             tree,
             problem.code,
-            problem.stage_keys(tree, density),
+            stages.keys,
+            stages.shared,
+            stages.network.key if stages.network else None,
+            stages.network.density if stages.network else None,
             branched,
         )
         self.publish(record)
@@ -145,7 +176,7 @@ class Ledger:
     def publish(self, record: TrialRecord) -> None:
         """Write a record as it is now."""
         self._records[record.uid] = record
-        self._store.write_record(record_name(record.density, record.number), dataclasses.asdict(record))
+        self._store.write_record(record_name(record.density, record.number), record.plain())
 
 
 def _no_digest(data: DataConfig) -> str:
@@ -171,33 +202,34 @@ class Problem:
     def of(
         cls, template: dict[str, Any], code: str = "", data_digest: Callable[[DataConfig], str] = _no_digest
     ) -> Problem:
-        """The problem of a template: what is searchable but where the data lie, and the precision."""
+        """The problem of a template: all in it that determines results."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
-            for key, value in space.leaves({key: template.get(key) for key in SEARCHABLE}).items()
-            if key != "data.root" and value is not None
+            for key, value in space.leaves(_determining(template)).items()
+            if value is not None
         }
-        described["precision"] = repr(precision := template.get("precision", "auto"))
         if code:
             described["(content of the data, and code)"] = code[:12]
-        return cls(template, digest(_plain(template), code, precision), described, code, data_digest)
+        return cls(template, digest(_plain(_determining(template)), code), described, code, data_digest)
 
-    def stage_keys(self, tree: dict[str, Any], density: float) -> dict[str, str]:
-        """The store's keys of all that a configuration's stages may store, by name."""
+    def stages(self, tree: dict[str, Any], density: float) -> Plan:
+        """The stages of a configuration."""
         config = validate({**tree, "densities": [density]}, _RECORDED)
-        return stored_keys(config, self.data_digest(config.data))
+        return plan(config, self.data_digest(config.data))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """The record's parameters in this space, or None where it is not one of its points."""
         if record.code != self.code:
             return None
         try:
-            values = validate({**record.tree, "densities": [record.density]}, _RECORDED).tree()
+            config = record.config
         except ConfigError:  # recorded under an older schema
             return None
-        for params in space.recover(self.template, values, is_active):
+        wanted = configuration_hash(config)
+        for params in space.recover(self.template, config.tree(), is_active):
             tree = space.at(self.template, params, is_active)
-            if problem_hash(tree, record.density) == record.config_hash:
+            found = validate({**tree, "densities": [record.density]}, _RECORDED)
+            if configuration_hash(found) == wanted:
                 return params
         return None
 
@@ -211,11 +243,6 @@ class Problem:
         return lines
 
 
-_TODAYS = (
-    *("name", "search", "keep", "resources", "tracking", "storage"),
-    *("compact_layers", "cuda_graphs"),  # in no key: the same result but for rounding
-)
-"""What a recorded trial takes from the file that goes on with it."""
 _RECORDED = Document("a recorded trial", {})
 
 
@@ -229,35 +256,21 @@ def record_name(density: float, number: int) -> str:
     return f"trials/{density_name(density)}/{number:05d}"
 
 
-def problem_hash(tree: dict[str, Any], density: float) -> str:
-    """Hash of what a configuration computes; where its data lie is no part of it."""
-    config = validate({**tree, "densities": [density]}, _RECORDED)
-    data = canonical(config.data)
-    del data["root"]
-    return digest(
-        config.seed,
-        data,
-        canonical(config.model),
-        canonical(config.pre_pruning),
-        canonical(config.pruning),
-        canonical(config.post_pruning),
-        config.density,
-        config.precision,
-    )
-
-
 def trial_config(record: TrialRecord, base: Config) -> Config:
-    """A record's configuration with today's data root, and today's say in how and where it is computed."""
-    tree = dict(record.tree)
-    tree["data"] = {**tree["data"], "root": base.data.root}
-    for key in _TODAYS:
-        tree[key] = base.tree()[key]
+    """A record's configuration, with today's say in what does not determine its results."""
+    tree, today = {**record.tree}, base.tree()
+    for key in DOES_NOT_DETERMINE:
+        parent, _, field = key.rpartition(".")
+        if parent:
+            tree[parent] = {**tree[parent], field: today[parent][field]}
+        else:
+            tree[field] = today[field]
     return validate({**tree, "densities": [record.density]}, _RECORDED)
 
 
-def is_at_density(report: dict[str, Any], density: float) -> bool:
-    """Whether an epoch of a curve says something of the network at the density: it was pruned, to its end."""
-    return "post_epoch" in report and report.get("density_now", 0.0) <= density
+def is_at_density(epoch: Epoch, density: float) -> bool:
+    """Whether an epoch says something of the network at the density: it was pruned, to its end."""
+    return epoch.post_epoch is not None and epoch.metrics.get("density_now", 0.0) <= density
 
 
 def density_folders(store: Store) -> list[str]:
@@ -265,24 +278,27 @@ def density_folders(store: Store) -> list[str]:
     return [f"trials/{name}" for name in store.folders("trials")]
 
 
-def _plain(template: dict[str, Any]) -> Any:
-    """The searchable part of a template as data that can be hashed."""
+def _determining(template: dict[str, Any]) -> dict[str, Any]:
+    """The part of a template that determines results."""
+    found = {key: template[key] for key in determining_fields() if key in template}
+    for key in DOES_NOT_DETERMINE:
+        parent, _, field = key.rpartition(".")
+        if isinstance(found.get(parent), dict):
+            found[parent] = {name: value for name, value in found[parent].items() if name != field}
+    return found
 
-    def plain(node: Any) -> Any:
-        if isinstance(node, space.Choice):
-            return {"choice": [plain(option) for option in node.options]}
-        if isinstance(node, space.Uniform | space.Int):
-            return {type(node).__name__: [node.low, node.high]}
-        if isinstance(node, dict):
-            return {key: plain(child) for key, child in node.items()}
-        if isinstance(node, list):
-            return [plain(child) for child in node]
-        return node
 
-    searched = {key: plain(template[key]) for key in SEARCHABLE if key in template}
-    if isinstance(searched.get("data"), dict):
-        searched["data"].pop("root", None)
-    return searched
+def _plain(node: Any) -> Any:
+    """A template as data that can be hashed."""
+    if isinstance(node, space.Choice):
+        return {"choice": [_plain(option) for option in node.options]}
+    if isinstance(node, space.Uniform | space.Int):
+        return {type(node).__name__: [node.low, node.high]}
+    if isinstance(node, dict):
+        return {key: _plain(child) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_plain(child) for child in node]
+    return node
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from prunetune.config import document
-from prunetune.config.reading import SEARCHABLE
+from prunetune.config.canonical import determining_fields
 from prunetune.config.schema import Config
 from prunetune.config.space import flatten
 from prunetune.records.ledger import TrialRecord, density_name, trial_config
@@ -88,7 +88,7 @@ def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: C
     table = []
     for record in records:
         tree = trial_config(record, base).tree()
-        parameters = flatten({key: tree[key] for key in SEARCHABLE})
+        parameters = flatten({key: tree[key] for key in determining_fields()})
         results = {name: getattr(record, name, None) for name in RESULT_COLUMNS}
         results["mlflow_run_id"] = run_ids.get(record.uid)
         table.append({"density": record.density, "trial": record.number, **parameters, **results})

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from typing import Any
 
 from prunetune.config.schema import KeepConfig
+from prunetune.engine.epoch import Epoch
 from prunetune.records import results
 from prunetune.records.ledger import Ledger, TrialRecord, density_folders
 from prunetune.store import Store
@@ -34,16 +34,8 @@ def kept_keys(records: Collection[TrialRecord], policy: KeepConfig, *, going_on:
     for record in records:
         has_network = record.finished and record.status != "stopped"
         whole = not record.finished or record.uid in best or (policy.post_pruning == "all" and has_network)
-        kept.update(key for name, key in record.keys.items() if whole or (shared and is_shared(name)))
+        kept.update(record.keys.values() if whole else record.shared if shared else ())
     return kept
-
-
-def is_shared(name: str) -> bool:
-    """Whether trials that differ may start from what has this name among `TrialRecord.keys`.
-
-    All that is trained before post-pruning. The masks of the pruning stage itself are quickly chosen again.
-    """
-    return name not in ("pruning", "post_pruning")
 
 
 def all_keys(records: Iterable[TrialRecord]) -> set[str]:
@@ -126,7 +118,7 @@ class Retention:
         """Its keys come (back) into the store."""
         self._gone -= set(record.keys.values())
 
-    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         """Nothing."""
 
     def ended(self, record: TrialRecord) -> None:

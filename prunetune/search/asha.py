@@ -27,7 +27,7 @@ class Rungs:
         ]
 
     def is_behind(self, trial: str, epoch: int, score: float) -> bool:
-        """Note a score after an epoch (from 1) where that is a new rung; whether the trial is behind there."""
+        """Note a score after an epoch (from 1), where that is a new rung; whether the trial is behind."""
         reached = next((scores for place, scores in self._rungs if epoch >= place), None)
         if reached is None or trial in reached:
             return False

@@ -76,10 +76,9 @@ class Pool:
 
     def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
         """The network of a record that has come beyond pre-pruning; its parameters in today's space."""
-        mask = (record.tree.get("pre_pruning") or {}).get("mask") or {}
-        network = PrePruned(
-            key_of(record), determining(params), record.density if mask.get("method") == "target" else None
-        )
+        if record.network is None:
+            return
+        network = PrePruned(record.network, determining(params), record.network_density)
         self._networks.setdefault(network.key, network)
 
     def remove(self, key: str) -> None:
@@ -88,16 +87,16 @@ class Pool:
 
     def started(self, record: TrialRecord) -> None:
         """A branch is under way."""
-        if key_of(record) in self:
-            self._networks[key_of(record)].branches[record.density] += 1
+        if record.network in self._networks:
+            self._networks[record.network].branches[record.density] += 1
 
     def ended(self, record: TrialRecord) -> None:
         """A branch has given what it gives."""
-        network = self._networks.get(key_of(record))
-        accuracies = [e["val_accuracy"] for e in record.curve if is_at_density(e, record.density)]
-        if network is None or not accuracies:
+        network = self._networks.get(record.network or "")
+        scores = [epoch.score for epoch in record.curve if is_at_density(epoch, record.density)]
+        if network is None or not scores:
             return
-        network.best[record.density] = max([network.best.get(record.density, 0.0), *accuracies])
+        network.best[record.density] = max([network.best.get(record.density, -math.inf), *scores])
         if record.status == "collapsed":
             network.collapses.append(record.density)
         else:
@@ -159,11 +158,6 @@ def determining(params: Mapping[str, Any]) -> dict[str, Any]:
 def is_determining(name: str) -> bool:
     """Whether the parameter with this name has a part in the pre-pruned network."""
     return name.split(".")[0].split("[")[0] not in ("pruning", "post_pruning")
-
-
-def key_of(record: TrialRecord) -> str:
-    """The store's key of a record's pre-pruned network."""
-    return record.keys["pre_pruning"]
 
 
 def _densities(networks: list[PrePruned]) -> list[float]:

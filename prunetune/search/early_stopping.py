@@ -7,82 +7,116 @@ against one after pruning.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Annotated, Protocol, final
 
 import numpy as np
+from pydantic import Field
 
-from prunetune.config.schema import Config, EarlyStoppingConfig
+from prunetune.config.schema import Config
+from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord, is_at_density
 from prunetune.search.asha import Rungs
 
-Accuracies = list[float]
-"""Validation accuracy by post-pruning epoch, from 1."""
+Scores = Sequence[float]
+"""By post-pruning epoch, from 1; higher is better."""
 
 _COMPLETE = 4
 """So many trials must be complete before others are held against what they gained."""
 
 
+class StoppingRule(Protocol):
+    """What decides at one density which trials end; `search.early_stopping` names its class.
+
+    The class is called with `longest=`, the most post-pruning epochs of the space, and its options. Scores
+    are validation scores of which the higher is the better, epochs are post-pruning epochs from 1. `length`
+    is for how many of them the trial is to train.
+    """
+
+    def stops(self, trial: str, epoch: int, score: float, length: int) -> bool:
+        """Whether a trial is to end after this epoch; each is told once, in order."""
+
+    def completed(self, scores: Scores, length: int) -> None:
+        """A trial has come to its end, with these scores."""
+
+
 @final
 class EarlyStopping:
-    """Rungs of successive halving, and a record of complete trials per density."""
+    """A stopping rule for each density."""
 
     def __init__(self, config: Config, past: list[TrialRecord], longest: int) -> None:
         """`past` are trials that ended before; `longest` is the most post-pruning epochs."""
         settings = config.search.early_stopping
-        self._rules = (
-            {density: _Rules(settings, longest) for density in config.densities}
-            if settings is not None and longest > settings.grace_epochs
-            else {}
-        )
+        self._rules: dict[float, StoppingRule] = {}
+        if settings is not None:
+            self._rules = {
+                density: settings.component(longest=longest, **settings.options)
+                for density in config.densities
+            }
         for record in past:
             if record.density in self._rules:
-                self._rules[record.density].take_past(record)
+                for epoch in record.curve:
+                    self._tell(record, epoch)
+                self.ended(record)
 
-    def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
+    def stops(self, record: TrialRecord, epoch: Epoch) -> bool:
         """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
-        if record.density not in self._rules or not is_at_density(report, record.density):
-            return False
-        is_stopped = self._rules[record.density].stops(record, report)
         # After the very last epoch there is nothing left to save.
-        return is_stopped and not report.get("last")
+        return self._tell(record, epoch) and not epoch.last
 
     def ended(self, record: TrialRecord) -> None:
         """A trial has a result."""
-        if record.density in self._rules:
-            self._rules[record.density].ended(record)
-
-
-class _Rules:
-    """What is known at one density."""
-
-    def __init__(self, settings: EarlyStoppingConfig, longest: int) -> None:
-        self._settings = settings
-        self._rungs = Rungs(grace=settings.grace_epochs, longest=longest, factor=settings.reduction_factor)
-        self._complete: dict[int, list[Accuracies]] = defaultdict(list)  # by the epochs asked for
-
-    def stops(self, record: TrialRecord, report: dict[str, Any]) -> bool:
-        # Both are asked: ASHA's rungs want every trial that came to them.
-        is_behind = self._rungs.is_behind(record.uid, report["post_epoch"], report["val_accuracy"])
-        epoch, share = report["post_epoch"], self._settings.catch_up
-        if is_behind or share is None or epoch < self._settings.grace_epochs:
-            return is_behind
-        return not can_catch_up(report["val_accuracy"], epoch, self._complete[_length(record)], share)
-
-    def ended(self, record: TrialRecord) -> None:
         # One that collapsed gained nothing: by its like, slow starters would have no hope.
-        if record.status == "complete":
-            post = [report["val_accuracy"] for report in record.curve if "post_epoch" in report]
-            self._complete[_length(record)].append(post)
+        if record.density in self._rules and record.status == "complete":
+            scores = [epoch.score for epoch in record.curve if epoch.post_epoch is not None]
+            self._rules[record.density].completed(scores, _length(record))
 
-    def take_past(self, record: TrialRecord) -> None:
-        for report in record.curve:
-            if is_at_density(report, record.density):
-                self._rungs.is_behind(record.uid, report["post_epoch"], report["val_accuracy"])
-        self.ended(record)
+    def _tell(self, record: TrialRecord, epoch: Epoch) -> bool:
+        rule = self._rules.get(record.density)
+        if rule is None or epoch.post_epoch is None or not is_at_density(epoch, record.density):
+            return False
+        return rule.stops(record.uid, epoch.post_epoch, epoch.score, _length(record))
 
 
-def can_catch_up(accuracy: float, epoch: int, complete: list[Accuracies], share: float) -> bool:
-    """Whether a trial with this accuracy after this post-pruning epoch may still come to the best one.
+@final
+class Asha:
+    """Asynchronous successive halving over post-pruning epochs (arXiv 1810.05934); and what is too late.
+
+    No trial is stopped before `grace_epochs`; one in `reduction_factor` goes on at each rung. With `catch_up`
+    a trial also ends when it would not come to the density's best even with a gain that only 1 − `catch_up`
+    of the complete trials had from the same epoch on; null: all may go on.
+    """
+
+    def __init__(
+        self,
+        longest: int,
+        *,
+        grace_epochs: Annotated[int, Field(ge=1)] = 2,
+        reduction_factor: Annotated[float, Field(gt=1)] = 3.0,
+        catch_up: Annotated[float, Field(gt=0, le=1)] | None = 0.9,
+    ) -> None:
+        self._is_idle = longest <= grace_epochs
+        self._grace, self._catch_up = grace_epochs, catch_up
+        self._rungs = Rungs(grace=grace_epochs, longest=max(longest, grace_epochs), factor=reduction_factor)
+        self._complete: dict[int, list[Scores]] = defaultdict(list)  # by the epochs asked for
+
+    def stops(self, trial: str, epoch: int, score: float, length: int) -> bool:
+        """As `StoppingRule` says."""
+        if self._is_idle:
+            return False
+        # Both are asked: the rungs want every trial that came to them.
+        is_behind = self._rungs.is_behind(trial, epoch, score)
+        if is_behind or self._catch_up is None or epoch < self._grace:
+            return is_behind
+        return not can_catch_up(score, epoch, self._complete[length], self._catch_up)
+
+    def completed(self, scores: Scores, length: int) -> None:
+        """As `StoppingRule` says."""
+        self._complete[length].append(scores)
+
+
+def can_catch_up(score: float, epoch: int, complete: Sequence[Scores], share: float) -> bool:
+    """Whether a trial with this score after this post-pruning epoch may still come to the best one.
 
     It is granted what the `share`-quantile of the complete trials, which are as long as it, gained from that
     epoch to their end. With less than four of them nothing is said against it.
@@ -95,7 +129,7 @@ def can_catch_up(accuracy: float, epoch: int, complete: list[Accuracies], share:
         return True
     gains = [curve[-1] - curve[epoch - 1] for curve in complete]
     best = max(curve[-1] for curve in complete)
-    return bool(accuracy + np.quantile(gains, share) >= best)
+    return bool(score + np.quantile(gains, share) >= best)
 
 
 def _length(record: TrialRecord) -> int:

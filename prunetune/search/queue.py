@@ -7,12 +7,13 @@ from collections.abc import Callable
 from typing import Any
 
 from prunetune.config import space
-from prunetune.config.reading import is_active
+from prunetune.config.canonical import is_active
 from prunetune.config.schema import Config
+from prunetune.engine.epoch import LAST_STAGE
 from prunetune.errors import ConfigError
 from prunetune.records.ledger import Ledger, Problem, TrialRecord
 from prunetune.search import branching, exploration
-from prunetune.search.branching import Pool, determining, key_of
+from prunetune.search.branching import Pool, determining
 from prunetune.search.exploration import Experience
 from prunetune.search.study import DensitySearch
 
@@ -143,13 +144,14 @@ class SweepSearch:
 
     def progressed(self, record: TrialRecord) -> None:
         """A running trial has new epochs in its curve: perhaps a stage of it is now in the store."""
-        if _beyond_pre_pruning(record) and key_of(record) not in self._pool:
+        network = record.network or ""
+        if _beyond_pre_pruning(record) and network not in self._pool:
             self._pool.add(record, record.params)
             self._pool.started(record)
-        if "post_epoch" in record.curve[-1]:
+        if record.curve[-1].post_epoch is not None:
             self._release(record)
-        elif record.curve[-1]["stage"] != "pre_pruning" and self._computing.get(key_of(record)) == record.uid:
-            del self._computing[key_of(record)]
+        elif record.curve[-1].key != network and self._computing.get(network) == record.uid:
+            del self._computing[network]
 
     def tell(self, record: TrialRecord) -> None:
         """Publish how a trial ended, and tell its study."""
@@ -212,7 +214,7 @@ class SweepSearch:
         It is where nothing is shared: each density is searched by itself, or no networks are pre-trained.
         """
         settings = self._config.search
-        shares = settings.sampler != "random" and settings.exploration < 1 and len(self._pool) > 0
+        shares = settings.sampler.name != "random" and settings.exploration < 1 and len(self._pool) > 0
         if not shares or sum(self._explored.values()) < branching.NETWORKS_FIRST:
             return None
         drawn = self._searches[density].draw(number, exploration.DRAWN, attempt)
@@ -247,13 +249,10 @@ class SweepSearch:
 
 
 def _stages_before_the_last(record: TrialRecord) -> list[str]:
-    """The keys of what another trial may also need; a pre-pruning stage that there is not is nothing."""
-    absent = {"post_pruning"} if record.tree.get("pre_pruning") else {"post_pruning", "pre_pruning"}
-    return [key for stage, key in record.keys.items() if stage not in absent]
+    """The keys of what another trial may also need."""
+    return [key for name, key in record.keys.items() if name != LAST_STAGE]
 
 
 def _beyond_pre_pruning(record: TrialRecord) -> bool:
     """Whether the network that pre-pruning gave is there, and was pruned."""
-    return record.tree.get("pre_pruning") is not None and any(
-        e["stage"] != "pre_pruning" for e in record.curve
-    )
+    return record.network is not None and any(epoch.stage != "pre_pruning" for epoch in record.curve)

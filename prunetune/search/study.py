@@ -22,8 +22,9 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from prunetune.config import space
-from prunetune.config.reading import is_active
-from prunetune.engine.loop import seed_of
+from prunetune.config.canonical import is_active
+from prunetune.config.schema import SamplerConfig
+from prunetune.engine.seeds import seed_of
 from prunetune.records.ledger import Problem, TrialRecord
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -37,7 +38,7 @@ invisible to TPE, which would then go on proposing such learning rates."""
 class DensitySearch:
     """Proposals at one density."""
 
-    def __init__(self, problem: Problem, density: float, *, sampler: str, seed: int) -> None:
+    def __init__(self, problem: Problem, density: float, *, sampler: SamplerConfig, seed: int) -> None:
         self._problem = problem
         self._density = density
         self._sampler = sampler
@@ -166,9 +167,8 @@ class DensitySearch:
         # A fresh sampler per trial: what it draws depends on the number, not on earlier draws.
         again = [attempt] if attempt else []
         seed = seed_of(self._seed, "search", self._density, number, *again) % 2**32
-        if self._sampler == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
+        sampler: optuna.samplers.BaseSampler = self._sampler.component(seed=seed, **self._sampler.options)
+        return sampler
 
 
 def suggest_value(trial: optuna.Trial, name: str, distribution: space.Distribution) -> Any:
@@ -206,7 +206,7 @@ def _value(record: TrialRecord) -> float:
 
 def _intermediate(record: TrialRecord) -> dict[int, float]:
     """Post-pruning validation accuracy by post-pruning epoch."""
-    return {m["post_epoch"]: m["val_accuracy"] for m in record.curve if "post_epoch" in m}
+    return {e.post_epoch: e.score for e in record.curve if e.post_epoch is not None}
 
 
 def _frozen(

@@ -120,17 +120,15 @@ def _gradient_times_weight(scene: Scene) -> Scores:
     }
 
 
-Criterion = Callable[[Scene], Scores]
+Criterion = Callable[..., Scores]
+"""`criterion(scene, *, options…)`."""
 
-CRITERIA: dict[str, Criterion] = {
-    "magnitude": magnitude,
-    "random": random,
-    "snip": snip,
-    "grasp": grasp,
-    "synflow": synflow,
-    "taylor": taylor,
-}
-"""By the name in `pruning.criterion`."""
+synflow.scoring_rounds = 100  # type: ignore[attr-defined]
 
-SCORING_ROUNDS = {"synflow": 100}
-"""In how many rounds a criterion prunes, scoring anew before each, unless configured; 1 for the others."""
+
+def scoring_rounds(criterion: Criterion) -> int:
+    """In how many rounds a criterion prunes, scoring anew before each, unless configured.
+
+    A criterion says so in an attribute `scoring_rounds`; without one it is 1.
+    """
+    return int(getattr(criterion, "scoring_rounds", 1))

@@ -82,5 +82,6 @@ def kaiming(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=generator) * math.sqrt(2.0 / fan_in)
 
 
-INITIALIZERS = {"kaiming": kaiming, "zero": zero, "zero_paper": zero_paper}
-"""By the name in `pre_pruning.initializer`; `default` keeps what the model's constructor drew."""
+def default(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
+    """What the network's own constructor drew; it stays, so this is never called."""
+    raise NotImplementedError

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 Schedule = Callable[[float], float]
 
@@ -49,10 +52,23 @@ def cosine() -> Schedule:
     return lambda t: 0.5 * (1 + math.cos(math.pi * t))
 
 
-def step(milestones: Sequence[float], factor: float) -> Schedule:
+def _rising(milestones: list[float]) -> list[float]:
+    if sorted(set(milestones)) != milestones:
+        raise ValueError("must rise")
+    return milestones
+
+
+Milestones = Annotated[list[Annotated[float, Field(gt=0, lt=1)]], AfterValidator(_rising)]
+
+
+def step(
+    *,
+    milestones: Milestones = [0.5, 0.75],  # noqa: B006
+    factor: Annotated[float, Field(gt=0, le=1)] = 0.1,
+) -> Schedule:
     """`factor` to the number of milestones (times in (0, 1)) passed.
 
-    >>> [step([0.5, 0.75], 0.1)(t) for t in (0.0, 0.5)]
+    >>> [step(milestones=[0.5, 0.75], factor=0.1)(t) for t in (0.0, 0.5)]
     [1.0, 0.1]
     """
     return lambda t: factor ** sum(t >= milestone for milestone in milestones)

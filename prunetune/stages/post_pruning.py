@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from prunetune.config.schema import PostPruningConfig, PruningConfig
+from prunetune.config.schema import PostPruningConfig
 from prunetune.data import batches
-from prunetune.engine.loop import (
-    Constraint,
-    Learner,
-    Smoothing,
-    chance_accuracy,
-    evaluate,
-    make_optimizer,
-    make_schedule,
-    seed_of,
-    seeded,
-)
-from prunetune.methods.pruned import Dynamic, Gradual, Pruned
+from prunetune.engine.constraint import Constraint
+from prunetune.engine.loop import Learner, Smoothing, chance_accuracy, evaluate
+from prunetune.engine.optimizers import make_optimizer, make_schedule
+from prunetune.engine.seeds import seed_of, seeded
+from prunetune.methods.fixed import Pruned
+from prunetune.methods.gradual import Gradual
 from prunetune.sparsity import schedules
 from prunetune.sparsity.effective import effective_weights
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.sparsity.rescaling import rescale
-from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
+from prunetune.stages.pruning import Masks, masks_of
+from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.state import load_state, state_of
 from prunetune.store import Artefact
 
 logger = logging.getLogger(__name__)
@@ -36,74 +33,124 @@ logger = logging.getLogger(__name__)
 _MASK = "prunetune:mask:"  # no parameter has such a name
 
 
-def run(
-    config: PostPruningConfig,
-    key: str,
-    context: Context,
-    start: dict[str, Tensor] | None,
-    masks: dict[str, Tensor],
-    pruning: PruningConfig = PruningConfig(),
-    density: float = 1.0,
-) -> Generator[Step, None, Artefact]:
-    """Train under masks; yields a report per epoch, returns the final network as stored under `key`.
+@dataclass(frozen=True)
+class Closing:
+    """How gradual pruning closes the mask while the stage trains, to `density` in the end."""
 
-    The masks rest, unless `dynamic` moves them or gradual pruning (of `pruning`, to `density`) closes
-    them. The artefact holds the state and, as bits, the final masks (`final_masks`); its meta has
-    `val_accuracy`, `test_accuracy` (measured here, once, in the precision of training), `nonzero`,
-    `effective_density` and `cut_layers`, the layers with no weight on any path from input to output.
-    Status `collapsed`: no better on the validation split than always naming its most frequent class.
+    density: float
+    start: float
+    end: float
+    every: int
+    allocation: str
+    dense_layers: str
+
+
+@final
+@dataclass(frozen=True)
+class PostPruning(Stage):
+    """The final network: trained under masks, from the weights that `start` has.
+
+    The masks rest, unless `dynamic` moves them or gradual pruning (`closing`) closes them. The artefact holds
+    the state and, as bits, the final masks (`final_state`, `final_masks`); its meta has `val_accuracy`,
+    `test_accuracy` (measured here, once, in the precision of training), `nonzero`, `effective_density` and
+    `cut_layers`, the layers with no weight on any path from input to output. Status `collapsed`: no better on
+    the validation split than always naming its most frequent class.
     """
 
-    def make_learner() -> Learner:
-        model = context.build(None)
-        if start is not None:
-            load_state(model, start)
-        fixed = FixedMask(prunable(model), masks)
+    origin: Origin
+    masks: Masks
+    start: Stage
+    config: PostPruningConfig
+    closing: Closing | None = None
+
+    @property
+    def name(self) -> str:
+        """`post_pruning`."""
+        return "post_pruning"
+
+    @property
+    def epochs(self) -> int:
+        """As configured."""
+        return self.config.epochs
+
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Train."""
+        return (
+            yield from train(
+                self,
+                place,
+                report_as="post_pruning",
+                origin=self.origin,
+                seed_name="post_pruning",
+                total=self.config.epochs,
+                make_learner=partial(self._learner, place),
+                finish=partial(_finish, place),
+            )
+        )
+
+    def _learner(self, place: Place) -> Learner:
+        config, seed = self.config, self.origin.seed
+        model = self.origin.build(place)
+        load_state(model, place.result(self.start).tensors)
+        fixed = FixedMask(prunable(model), masks_of(place.result(self.masks)))
         fixed.apply()
         if config.rescaled_init is not None:
-            with seeded(seed_of(context.seed, "rescaling"), context.data.device):
-                rescale(model, _endless(context), **config.rescaled_init.model_dump())
+            with seeded(seed_of(seed, "rescaling"), place.data.device):
+                rescale(model, _endless(self.origin, place), **config.rescaled_init.model_dump())
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
-        seed = seed_of(context.seed, "post_pruning")
-        constraint: Constraint = Pruned(fixed)
-        if config.dynamic is not None:
-            constraint = Dynamic(fixed, config.dynamic, optimizer, seed)
-        elif pruning.schedule.name == "gradual":
-            constraint = Gradual(fixed, pruning, density, seed)
         return Learner(
             model,
             [optimizer],
             {**state_of(model), **{_MASK + name: mask for name, mask in fixed.masks.items()}},
             make_schedule(config.optimizer.schedule),
-            constraint,
+            self._constraint(fixed, optimizer, seed_of(seed, "post_pruning")),
             partial(smoothing_at, config),
         )
 
-    def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        data = context.data
-        how = learner.precision, learner.replicas
-        with learner.compacted():
-            accuracy, _ = evaluate(learner.model, data, data.validation, *how)
-            test_accuracy, _ = evaluate(learner.model, data, data.test, *how)
-        final = {name: learner.tensors[_MASK + name].bool() for name in masks}
-        effective = effective_weights(learner.model, final, data.shape)
-        cut = [name for name, mask in effective.items() if not mask.any()]
-        if cut:
-            logger.warning(
-                "layer collapse: no weight of %s is on a path from input to output", ", ".join(cut)
+    def _constraint(self, fixed: FixedMask, optimizer: torch.optim.Optimizer, seed: int) -> Constraint:
+        dynamic, closing = self.config.dynamic, self.closing
+        if dynamic is not None:
+            moving: Constraint = dynamic.component(fixed, optimizer, seed=seed, **dynamic.options)
+            return moving
+        if closing is not None:
+            return Gradual(
+                fixed,
+                density=closing.density,
+                start=closing.start,
+                end=closing.end,
+                every=closing.every,
+                allocate=closing.allocation,
+                dense_layers=closing.dense_layers,
+                seed=seed,
             )
-        tensors = state_of(learner.model) | {_MASK + name: pack(mask) for name, mask in final.items()}
-        return tensors, {
-            "status": "complete" if accuracy > chance_accuracy(data) else "collapsed",
-            "val_accuracy": accuracy,
-            "test_accuracy": test_accuracy,
-            "nonzero": sum(int(weight.count_nonzero()) for weight in prunable(learner.model).values()),
-            "effective_density": sum(int(m.sum()) for m in effective.values())
-            / sum(m.numel() for m in effective.values()),
-            "cut_layers": cut,
-        }
+        return Pruned(fixed)
 
-    return (yield from train_stage("post_pruning", key, config.epochs, context, make_learner, finish))
+
+def _finish(place: Place, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    data = place.data
+    how = learner.precision, learner.replicas
+    with learner.compacted():
+        accuracy, _ = evaluate(learner.model, data, data.validation, *how)
+        test_accuracy, _ = evaluate(learner.model, data, data.test, *how)
+    final = {
+        name.removeprefix(_MASK): mask.bool()
+        for name, mask in learner.tensors.items()
+        if name.startswith(_MASK)
+    }
+    effective = effective_weights(learner.model, final, data.shape)
+    cut = [name for name, mask in effective.items() if not mask.any()]
+    if cut:
+        logger.warning("layer collapse: no weight of %s is on a path from input to output", ", ".join(cut))
+    tensors = state_of(learner.model) | {_MASK + name: pack(mask) for name, mask in final.items()}
+    return tensors, {
+        "status": "complete" if accuracy > chance_accuracy(data) else "collapsed",
+        "val_accuracy": accuracy,
+        "test_accuracy": test_accuracy,
+        "nonzero": sum(int(weight.count_nonzero()) for weight in prunable(learner.model).values()),
+        "effective_density": sum(int(m.sum()) for m in effective.values())
+        / sum(m.numel() for m in effective.values()),
+        "cut_layers": cut,
+    }
 
 
 def final_state(artefact: Artefact) -> dict[str, Tensor]:
@@ -135,15 +182,15 @@ def smoothing_at(config: PostPruningConfig, epoch: int) -> Smoothing:
     return Smoothing(alpha, beta, gamma)
 
 
-def _endless(context: Context) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(origin: Origin, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, from a seed of their own."""
-    data, epoch = context.data, 0
+    data, epoch = place.data, 0
     while True:
-        seed = seed_of(context.seed, "rescaling", epoch)
+        seed = seed_of(origin.seed, "rescaling", epoch)
         yield from batches(
             data,
-            context.batch_size,
-            context.augmentation,
+            origin.batch_size,
+            origin.augmentation,
             order=torch.Generator().manual_seed(seed),
             drawn=torch.Generator(data.device).manual_seed(seed),
         )

@@ -1,88 +1,158 @@
-"""Stage 2: choose the weights that stay, and the values with which they go on."""
+"""Stage 2: choose the weights that stay; and, in iterative pruning, train what is left between its rounds."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from prunetune import models
-from prunetune.config.reading import digest, kept
-from prunetune.config.schema import OptimizerConfig, PrePruningConfig, PruningConfig, pattern
+from prunetune.config.canonical import kept
+from prunetune.config.schema import CriterionConfig, OptimizerConfig, pattern
 from prunetune.data import Dataset
-from prunetune.engine.loop import Learner, make_optimizer, make_schedule, seed_of, seeded
-from prunetune.methods.pruned import Pruned
+from prunetune.engine.loop import Learner
+from prunetune.engine.optimizers import make_optimizer, make_schedule
+from prunetune.engine.seeds import seed_of, seeded
+from prunetune.methods.fixed import Pruned
 from prunetune.sparsity import allocation
-from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene
+from prunetune.sparsity.criteria import Scene, scoring_rounds
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
-from prunetune.stages import pre_pruning
-from prunetune.stages.stage import Context, Step, load_state, state_of, train_stage
-
-State = dict[str, Tensor]
+from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.state import load_state, state_of
+from prunetune.store import Artefact
 
 
 @dataclass(frozen=True)
-class Pruning:
-    """Boolean masks by weight name, and the state (parameters and buffers) that post-pruning starts from.
+class Selection:
+    """How weights are chosen: scores by the criterion, masks by structure and allocation.
 
-    A state of None is the network as its constructor made it.
+    `disturbance` breaks the choice on purpose, for sanity checks (arXiv 2009.08576).
     """
 
-    masks: dict[str, Tensor]
-    state: State | None
+    criterion: CriterionConfig
+    scoring_rounds: int | None = None
+    samples_per_class: int = 10
+    allocation: str = "global"
+    dense_layers: str = "none"
+    structure: str = "unstructured"
+    disturbance: Literal["shuffle", "invert"] | None = None
 
 
-def run(
-    config: PruningConfig,
-    density: float,
-    key: str,
-    context: Context,
-    trained: State | None,
-    pre: PrePruningConfig | None,
-    pre_key: str,
-    optimizer: OptimizerConfig,
-) -> Generator[Step, None, Pruning]:
-    """Prune to floor(d·n) weights; yields reports where rounds are trained, else nothing.
+@final
+@dataclass(frozen=True)
+class Masks(Stage):
+    """The masks that keep floor(d·n) weights of a network at density d.
 
-    `trained` is the network to prune, None the one at its initialization. `optimizer` trains the rounds.
-    With gradual pruning all weights stay for now: the third stage prunes while it trains.
+    `earlier` are the masks of the round before; what they pruned stays pruned. In a round of iterative
+    pruning `round` is its number.
     """
-    rewound = yield from _rewound(config, density, context, pre, pre_key)
-    if config.schedule.name == "iterative":
-        masks, state = yield from _rounds(config, density, key, context, trained, rewound, optimizer)
-    else:
-        target = 1.0 if config.schedule.name == "gradual" else density
-        masks, state = _masks(config, target, key, context, trained), trained
-    if config.sanity_check == "redraw":
-        return Pruning(masks, _initial(context, pre, seed=seed_of(context.seed, "redraw")))
-    return Pruning(masks, rewound if rewound is not None else state)
+
+    origin: Origin
+    network: Stage
+    selection: Selection
+    density: float
+    earlier: Masks | None = None
+    round: int | None = None
+
+    @property
+    def name(self) -> str:
+        """`pruning`, or the mask of which round."""
+        return "pruning" if self.round is None else f"pruning round {self.round}, mask"
+
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Yields nothing; the tensors are masks as bits, by weight name (`masks_of`)."""
+        yield from ()
+        saved = place.store.load("stages", self.key)
+        if saved is not None:
+            return saved
+        model = self.origin.build(place)
+        load_state(model, place.result(self.network).tensors)
+        alive = masks_of(place.result(self.earlier)) if self.earlier is not None else None
+        seed = seed_of(self.origin.seed, "pruning")
+        with self.origin.computes_in.backends(place.data.device):
+            # Once for all replicas: gradients on a GPU are not the same bits twice, and scores may be close.
+            masks = place.replicas.once(
+                lambda: prune(model, self.selection, self.density, data=place.data, alive=alive, seed=seed)
+            )
+        place.replicas.check_same("the masks", masks)
+        tensors = {name: pack(mask) for name, mask in masks.items()}
+        meta = {
+            "status": "complete",
+            "shapes": {name: list(mask.shape) for name, mask in masks.items()},
+        }
+        place.store.save("stages", self.key, tensors, meta)
+        return Artefact(tensors, meta)
 
 
-def inner_keys(config: PruningConfig, key: str, pre_key: str) -> dict[str, str]:
-    """The store's keys, by name, of what pruning trains on its way: the early network that it rewinds to,
-    and the masks and networks of its rounds."""
-    keys = {}
-    if isinstance(config.rewind, int):
-        keys[f"pre_pruning to epoch {config.rewind}"] = pre_pruning.stopped_key(pre_key, config.rewind)
-    if config.schedule.name == "iterative":
-        for number in range(1, config.schedule.rounds):
-            keys[f"pruning round {number}, mask"] = _mask_key(key, number)
-            keys[f"pruning round {number}"] = _trained_key(key, number)
-    return keys
+@final
+@dataclass(frozen=True)
+class Retraining(Stage):
+    """A network trained under the masks of a round of iterative pruning, from where `start` is."""
+
+    origin: Origin
+    start: Stage
+    masks: Masks
+    optimizer: OptimizerConfig
+    length: int
+    round: int
+
+    is_shared: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Which round's."""
+        return f"pruning round {self.round}"
+
+    @property
+    def epochs(self) -> int:
+        """`length`."""
+        return self.length
+
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Train; the stored tensors are the network's parameters and buffers."""
+
+        def make_learner() -> Learner:
+            model = self.origin.build(place)
+            load_state(model, place.result(self.start).tensors)
+            pruned = Pruned(FixedMask(prunable(model), masks_of(place.result(self.masks))))
+            pruned.after_step()
+            optimizer = make_optimizer(self.optimizer, list(model.parameters()))
+            return Learner(
+                model, [optimizer], state_of(model), make_schedule(self.optimizer.schedule), pruned
+            )
+
+        return (
+            yield from train(
+                self,
+                place,
+                report_as=self.name,
+                origin=self.origin,
+                seed_name=self.name,
+                total=self.length,
+                make_learner=make_learner,
+                finish=lambda learner: (state_of(learner.model), {"status": "complete"}),
+            )
+        )
+
+
+def masks_of(artefact: Artefact) -> dict[str, Tensor]:
+    """The boolean masks, by weight name, that `Masks` has stored."""
+    shapes = artefact.meta["shapes"]
+    return {name: unpack(bits, shapes[name]) for name, bits in artefact.tensors.items()}
 
 
 def prune(
     model: nn.Module,
-    config: PruningConfig,
+    selection: Selection,
     density: float,
     *,
     data: Dataset | None = None,
     alive: dict[str, Tensor] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Masks for a network at a density: scores by the criterion, masks by structure and allocation.
+    """Masks for a network at a density.
 
     `data` gives the sample that snip, grasp and taylor look at; `alive` what an earlier round left. The
     model's weights come back as they were, but for what the masks of scoring rounds zero.
@@ -91,21 +161,23 @@ def prune(
     weights = prunable(model)
     total = sum(weight.numel() for weight in weights.values())
     start = density_of(alive) if alive is not None else 1.0
-    rounds = config.scoring_rounds or SCORING_ROUNDS.get(config.criterion, 1)
-    images, labels = _sample(data, config.samples_per_class, seed) if data is not None else _no_sample()
+    criterion = selection.criterion.component
+    rounds = selection.scoring_rounds or scoring_rounds(criterion)
+    sample = _sample(data, selection.samples_per_class, seed) if data is not None else _no_sample()
+    images, labels = sample
     masks = alive
     for number in range(1, rounds + 1):
         if masks is not None:
             FixedMask(weights, masks).apply()
         with seeded(seed_of(seed, "scoring", number), images.device):
-            scores = CRITERIA[config.criterion](Scene(model, images, labels, generator))
-        if config.sanity_check == "invert":
+            scores = criterion(Scene(model, images, labels, generator), **selection.criterion.options)
+        if selection.disturbance == "invert":
             scores = {name: -score for name, score in scores.items()}
         # The last round asks for the exact count; the ones before fall geometrically towards it.
         count = kept(density, total) if number == rounds else _between(start, density, number / rounds, total)
-        masks = _choose(config, scores, count, masks, generator)
+        masks = _choose(selection, scores, count, masks, generator)
     assert masks is not None
-    if config.sanity_check == "shuffle":
+    if selection.disturbance == "shuffle":
         masks = allocation.shuffled_within_layers(masks, generator=generator)
     return {name: mask.cpu() for name, mask in masks.items()}
 
@@ -121,132 +193,25 @@ def _between(start: float, end: float, share: float, total: int) -> int:
 
 
 def _choose(
-    config: PruningConfig,
+    selection: Selection,
     scores: dict[str, Tensor],
     count: int,
     alive: dict[str, Tensor] | None,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    if config.structure == "channel":
+    if selection.structure == "channel":
         return allocation.channels(scores, count, generator=generator)
-    if config.structure != "unstructured":
-        n, m = pattern(config.structure)
+    if selection.structure != "unstructured":
+        n, m = pattern(selection.structure)
         return allocation.n_of_m(scores, n, m, generator=generator)
     return allocation.unstructured(
         scores,
         count,
-        allocation=config.allocation,
-        dense=allocation.dense_layer_names(list(scores), config.dense_layers),
+        allocation=selection.allocation,
+        dense=allocation.dense_layer_names(list(scores), selection.dense_layers),
         alive=alive,
         generator=generator,
     )
-
-
-def _masks(
-    config: PruningConfig,
-    density: float,
-    key: str,
-    context: Context,
-    state: State | None,
-    alive: dict[str, Tensor] | None = None,
-) -> dict[str, Tensor]:
-    """Masks of a network in a state, from the store or computed."""
-    saved = context.store.load("stages", key)
-    if saved is not None:
-        return {name: unpack(bits, saved.meta["shapes"][name]) for name, bits in saved.tensors.items()}
-    model = context.build(None)
-    if state is not None:
-        load_state(model, state)
-    seed = seed_of(context.seed, "pruning")
-    with context.precision.backends(context.data.device):
-        # Once for all replicas: gradients on a GPU are not the same bits twice, and scores may be close.
-        masks = context.replicas.once(
-            lambda: prune(model, config, density, data=context.data, alive=alive, seed=seed)
-        )
-    context.replicas.check_same("the masks", masks)
-    context.store.save(
-        "stages",
-        key,
-        {name: pack(mask) for name, mask in masks.items()},
-        {"shapes": {name: list(mask.shape) for name, mask in masks.items()}},
-    )
-    return masks
-
-
-def _rounds(
-    config: PruningConfig,
-    density: float,
-    key: str,
-    context: Context,
-    state: State | None,
-    rewound: State | None,
-    optimizer: OptimizerConfig,
-) -> Generator[Step, None, tuple[dict[str, Tensor], State | None]]:
-    """Iterative pruning: prune, (rewind,) retrain, prune further; the last round is not retrained here."""
-    masks: dict[str, Tensor] | None = None
-    rounds = config.schedule.rounds
-    for number in range(1, rounds):
-        target = density ** (number / rounds)
-        masks = _masks(config, target, _mask_key(key, number), context, state, masks)
-        trained = yield from train_stage(
-            f"pruning round {number}",
-            _trained_key(key, number),
-            config.schedule.epochs,
-            context,
-            lambda masks=masks, start=rewound if rewound is not None else state: _retrain(  # type: ignore[misc]
-                context, start, masks, optimizer
-            ),
-            lambda learner: (state_of(learner.model), {"status": "complete"}),
-        )
-        if trained.meta["status"] != "complete":
-            break  # diverged: prune what there was
-        state = trained.tensors
-    return _masks(config, density, key, context, state, masks), state
-
-
-def _mask_key(key: str, number: int) -> str:
-    return digest(key, "round", number)
-
-
-def _trained_key(key: str, number: int) -> str:
-    return digest(key, "trained", number)
-
-
-def _retrain(
-    context: Context, start: State | None, masks: dict[str, Tensor], optimizer: OptimizerConfig
-) -> Learner:
-    model = context.build(None)
-    if start is not None:
-        load_state(model, start)
-    pruned = Pruned(FixedMask(prunable(model), masks))
-    pruned.after_step()
-    return Learner(
-        model,
-        [make_optimizer(optimizer, list(model.parameters()))],
-        state_of(model),
-        make_schedule(optimizer.schedule),
-        pruned,
-    )
-
-
-def _rewound(
-    config: PruningConfig, density: float, context: Context, pre: PrePruningConfig | None, pre_key: str
-) -> Generator[Step, None, State | None]:
-    """The state to go back to, or None for the weights as they are."""
-    if config.rewind == "init":
-        return _initial(context, pre, seed=None)
-    if isinstance(config.rewind, int) and pre is not None:
-        early = yield from pre_pruning.run(pre, pre_key, context, density=density, stop=config.rewind)
-        return early.tensors
-    return None
-
-
-def _initial(context: Context, pre: PrePruningConfig | None, *, seed: int | None) -> State:
-    """The network before any training: the same one for a seed of None, else another draw."""
-    model = context.build(seed)
-    initializer = pre.initializer if pre is not None else "default"
-    models.initialize(model, initializer, seed=seed_of(context.seed if seed is None else seed, "initializer"))
-    return state_of(model)
 
 
 def _sample(data: Dataset, per_class: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,158 +1,236 @@
-"""What the stages share: where they run, how they report, and training with the store."""
+"""What a stage is: a frozen value of exactly its inputs, stored under the digest of itself."""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
 
-import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
-from prunetune.config.schema import AugmentationConfig
+from prunetune import models
+from prunetune.config.canonical import canonical, digest
+from prunetune.config.schema import AugmentationConfig, ModelConfig
 from prunetune.data import Dataset
-from prunetune.engine import loop as training
+from prunetune.engine import loop
 from prunetune.engine.checkpoint import Curve, EpochCheckpoint
 from prunetune.engine.compaction import Compaction
-from prunetune.engine.loop import DivergedError, EpochWork, Learner
-from prunetune.engine.precision import AUTO, Precision
+from prunetune.engine.constraint import DivergedError
+from prunetune.engine.epoch import Epoch
+from prunetune.engine.loop import EpochWork, Learner
+from prunetune.engine.precision import Precision
 from prunetune.engine.replicas import ALONE, Replicas
-from prunetune.methods.pruned import Pruned
+from prunetune.engine.seeds import seed_of
+from prunetune.methods.fixed import Pruned
 from prunetune.store import Artefact, Artefacts
 
-Report = dict[str, Any]
-"""Of one epoch: `stage`, its `key`, `stage_epoch` (from 1), `last` (the stage is trained), `reused`, and the
-metrics. `checkpointed` says that the epoch is in the store. A reused epoch was not computed by this trial but
-is reported all the same, so that curves are whole wherever they go."""
+FORMAT = 6
+"""Part of every key: raise it when what a stage computes changes, so that old results are not taken."""
 
-Step = Report | EpochWork
-"""What a stage yields: an epoch to be trained, then its report."""
+Step = Epoch | EpochWork
+"""What a stage yields: an epoch to be trained, then what is to be reported of it."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """Where a stage runs and what it starts from.
+class Origin:
+    """What all stages of a run have in common.
 
-    `owner` names the trial, so that what an interrupted run of it left in the store counts as its own.
+    `data` is `Dataset.digest`: it stands for the data's content. `precision` is as the configuration has it.
+    """
+
+    data: str
+    batch_size: int
+    augmentation: AugmentationConfig | None
+    model: ModelConfig
+    seed: int
+    precision: str
+
+    def build(self, place: Place, seed: int | None = None) -> nn.Module:
+        """A fresh network on the data's device, drawn from the run's seed or another one."""
+        data = place.data
+        drawn = seed_of(self.seed if seed is None else seed, "model")
+        return models.build(self.model, data.shape, data.classes, seed=drawn).to(data.device)
+
+    @property
+    def computes_in(self) -> Precision:
+        """The floating-point format."""
+        return Precision(self.precision)  # type: ignore[arg-type]
+
+
+@dataclass
+class Place:
+    """Where stages run. Nothing of it changes what they compute, but for the order in which floats are added.
+
+    `owner` names the trial. `graphs`: steps are CUDA graphs, on a GPU; `compact`: pruned layers are small, on
+    a CPU. `checkpoint_interval` is in seconds.
     """
 
     data: Dataset
     store: Artefacts
-    build: Callable[[int | None], nn.Module]  # a fresh network on the data's device; None: the run's seed
-    batch_size: int
-    augmentation: AugmentationConfig | None
-    seed: int
     owner: str
-    checkpoint_interval: float
-    precision: Precision = AUTO
+    checkpoint_interval: float = 5.0
     replicas: Replicas = ALONE
-    architecture: str = ""  # what `build` builds
     graphs: bool = False
     compact: bool = False
+    results: dict[str, Artefact] = field(default_factory=dict)
+    """Of the stages that have run here, by key, so that none is read twice."""
+
+    def result(self, stage: Stage) -> Artefact:
+        """What a stage that has run gave."""
+        return self.results[stage.key]
 
 
-def train_stage(
-    name: str,
-    key: str,
+class Stage(ABC):
+    """A step of the pipeline. Subclasses are frozen dataclasses whose fields are all that `run` reads.
+
+    So the key covers what is computed: it is the digest of the fields, with the keys of the stages among
+    them.
+    """
+
+    is_shared: ClassVar[bool] = False
+    """Whether it takes training that trials which differ in what follows can share."""
+    is_stored: ClassVar[bool] = True
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """For people, and for what they may keep or remove: `pre_pruning`, `pruning round 2`."""
+
+    @property
+    def epochs(self) -> int:
+        """The most epochs that it trains."""
+        return 0
+
+    @abstractmethod
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Compute it, or take it from the store; the stages before it have run at the same place.
+
+        Yields epochs that are to be trained and what is to be reported; returns what is stored.
+        """
+
+    @cached_property
+    def key(self) -> str:
+        """Under which the store has its result."""
+        return digest(FORMAT, type(self).__name__, _plain(self))
+
+    @property
+    def parents(self) -> tuple[Stage, ...]:
+        """The stages that this one starts from."""
+        values = [getattr(self, f.name) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
+        return tuple(value for value in values if isinstance(value, Stage))
+
+
+def lineage(stage: Stage) -> list[Stage]:
+    """A stage and all that it builds on, each once, in an order in which they can run."""
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        for parent in stage.parents:
+            visit(parent)
+        found.setdefault(stage.key, stage)
+
+    visit(stage)
+    return list(found.values())
+
+
+def _plain(value: Any) -> Any:
+    """A stage's fields as data that can be hashed."""
+    if isinstance(value, BaseModel):
+        return canonical(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: item.key if isinstance(item, Stage) else _plain(item) for name, item in fields.items()}
+    return value
+
+
+def train(
+    stage: Stage,
+    place: Place,
+    *,
+    report_as: str,
+    origin: Origin,
+    seed_name: str,
     total: int,
-    context: Context,
     make_learner: Callable[[], Learner],
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
     stop: int | None = None,
     is_hopeless: Callable[[Curve], bool] = lambda curve: False,
 ) -> Generator[Step, None, Artefact]:
-    """A stage that trains for `total` epochs: from the store, from its newest checkpoint, or from nothing.
+    """Train a stage for `total` epochs: from the store, from its newest checkpoint, or from nothing.
 
-    With `stop` it ends after that many of them, and as soon as `is_hopeless` says so of the curve. `finish`
-    gives the tensors and the data to store of a network that did not diverge. The artefact's
-    meta has `status` (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
+    With `stop` it ends after that many of them, and as soon as `is_hopeless` says so of the curve. Epochs are
+    reported under the stage's name `report_as`; `seed_name` is where their seeds come from. `finish` gives
+    the tensors and the data to store of a network that did not diverge. The artefact's meta has `status`
+    (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
     """
-    saved = context.store.load("stages", key)
+
+    def epoch(number: int, entry: dict[str, Any], *, last: bool, **how: Any) -> Epoch:
+        metrics = {name: value for name, value in entry.items() if name != "owner"}
+        score = metrics["val_accuracy"]
+        return Epoch(report_as, number, score, metrics, stage.key, entry["owner"], last=last, **how)
+
+    def replay(curve: Curve, end: int) -> Iterator[Epoch]:
+        for number, entry in enumerate(curve, start=1):
+            yield epoch(number, entry, last=number == end, reused=True)
+
+    key = stage.key
+    saved = place.store.load("stages", key)
     if saved is not None:
         curve = saved.meta["curve"]
-        yield from _replay(name, key, curve, context.owner, len(curve))
+        yield from replay(curve, len(curve))
         return saved
 
-    with context.precision.backends(context.data.device):
+    precision = origin.computes_in
+    with precision.backends(place.data.device):
         learner = make_learner()
-    learner.precision, learner.replicas = context.precision, context.replicas
-    learner.architecture = context.architecture
+    learner.precision, learner.replicas = precision, place.replicas
+    learner.architecture = repr(canonical(origin.model))
     # What replicas do around a step, and within batch norm, is no work of one device.
-    learner.graphs = context.graphs and context.replicas.size == 1
-    context.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
-    checkpoint = EpochCheckpoint(context.store, key, context.checkpoint_interval)
+    learner.graphs = place.graphs and place.replicas.size == 1
+    place.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
+    checkpoint = EpochCheckpoint(place.store, key, place.checkpoint_interval)
     curve = checkpoint.load(learner)
-    learner.compaction = _compaction(learner, context)  # of the masks that were loaded
+    learner.compaction = _compaction(learner, origin, place)  # of the masks that were loaded
     first = len(curve)
-    yield from _replay(name, key, curve, context.owner, stop or total)
+    yield from replay(curve, stop or total)
     try:
-        for work in training.epochs(
+        for work in loop.epochs(
             learner,
-            context.data,
+            place.data,
             total=total,
-            batch_size=context.batch_size,
-            augmentation=context.augmentation,
-            seed=training.seed_of(context.seed, name),
+            batch_size=origin.batch_size,
+            augmentation=origin.augmentation,
+            seed=seed_of(origin.seed, seed_name),
             first=first,
             stop=stop,
         ):
             yield work
-            metrics = work.result()
-            curve.append({**metrics, "owner": context.owner})
+            curve.append({**work.result(), "owner": place.owner})
             # The last epoch needs no checkpoint: the stage's result follows.
             last = len(curve) == (stop or total) or is_hopeless(curve)
             written = not last and checkpoint.save(learner, curve)
-            yield {
-                "stage": name,
-                "key": key,
-                "stage_epoch": len(curve),
-                "last": last,
-                "reused": False,
-                "checkpointed": written,
-                **metrics,
-            }
+            yield epoch(len(curve), curve[-1], last=last, checkpointed=written)
             if last:
                 break
-        with context.precision.backends(context.data.device):
+        with precision.backends(place.data.device):
             tensors, meta = finish(learner)
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}
     meta = {**meta, "curve": curve}
-    context.store.save("stages", key, tensors, meta)
+    place.store.save("stages", key, tensors, meta)
     checkpoint.delete()
     return Artefact(tensors, meta)
 
 
-def _compaction(learner: Learner, context: Context) -> Compaction | None:
+def _compaction(learner: Learner, origin: Origin, place: Place) -> Compaction | None:
     """Where masks rest, on a CPU: on a GPU it has not been shown to pay, and replicas sum whole gradients."""
-    device, constraint = context.data.device, learner.constraint
-    if not (context.compact and device.type == "cpu" and context.replicas.size == 1):
+    device, constraint = place.data.device, learner.constraint
+    if not (place.compact and device.type == "cpu" and place.replicas.size == 1):
         return None
     if not isinstance(constraint, Pruned):
         return None
-    return Compaction(learner.model, constraint.mask, context.data.shape, batch_size=context.batch_size)
-
-
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as views of the model's own."""
-    return {name: tensor.detach() for name, tensor in model.state_dict().items()}
-
-
-def load_state(model: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put stored parameters and buffers into a model, in place."""
-    with torch.no_grad():
-        for name, tensor in state_of(model).items():
-            tensor.copy_(tensors[name])
-
-
-def _replay(name: str, key: str, curve: Curve, me: str, total: int) -> Iterator[Report]:
-    for epoch, entry in enumerate(curve, start=1):
-        yield {
-            "stage": name,
-            "key": key,
-            "stage_epoch": epoch,
-            "last": epoch == total,
-            "reused": entry["owner"] != me,
-            "checkpointed": False,
-            **{metric: value for metric, value in entry.items() if metric != "owner"},
-        }
+    return Compaction(learner.model, constraint.mask, place.data.shape, batch_size=origin.batch_size)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord
 from prunetune.records.results import Row, best_records
 from prunetune.search.queue import SweepSearch
@@ -26,7 +26,7 @@ class Progress:
         self._title = title
         self._done: list[TrialRecord] = [r for r in search.past if r.density in densities]
         self._before = len(self._done)
-        self._running: dict[str, tuple[TrialRecord, dict[str, Any] | None]] = {}
+        self._running: dict[str, tuple[TrialRecord, Epoch | None]] = {}
         self._since: float | None = None  # when the first trial was running
         self._opened = time.monotonic()
         self._live = Live(console=console, get_renderable=self._view, refresh_per_second=2, transient=True)
@@ -44,9 +44,9 @@ class Progress:
         self._since = self._since or time.monotonic()
         self._running[record.uid] = (record, None)
 
-    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         """It has come this far."""
-        self._running[record.uid] = (record, reports[-1])
+        self._running[record.uid] = (record, epochs[-1])
 
     def ended(self, record: TrialRecord) -> None:
         """It is done."""
@@ -94,7 +94,7 @@ class Progress:
         running = list(self._running.values())
         for density in self._densities:
             statuses = Counter(r.status for r in self._done if r.density == density)
-            here = [(r, report) for r, report in running if r.density == density]
+            here = [(r, epoch) for r, epoch in running if r.density == density]
             winner = best.get(density)
             table.add_row(
                 f"{density:g}",
@@ -105,7 +105,7 @@ class Progress:
                 str(statuses["stopped"]),
                 str(statuses["failed"]),
                 "" if winner is None or winner.val_accuracy is None else f"{100 * winner.val_accuracy:.2f} %",
-                "; ".join(_now(record, report) for record, report in here),
+                "; ".join(_now(record, epoch) for record, epoch in here),
             )
         run = sum(r.epochs_run for r in self._done)
         reused = sum(r.epochs_reused for r in self._done)
@@ -139,7 +139,7 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _now(record: TrialRecord, report: dict[str, Any] | None) -> str:
-    if report is None:
+def _now(record: TrialRecord, epoch: Epoch | None) -> str:
+    if epoch is None:
         return f"#{record.number} starting"
-    return f"#{record.number} {report['stage'].partition('_')[0]} epoch {report['epoch']}"
+    return f"#{record.number} {epoch.stage.partition('_')[0]} epoch {epoch.epoch}"

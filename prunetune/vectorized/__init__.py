@@ -6,8 +6,9 @@ trial computes is what it computes alone, within float tolerance: the same batch
 same schedules. Trials whose epochs have the same seed and number see the same batches and the same uniform
 draws, so these are made once.
 
-Batched are the stages that train most: dense, with a learnable mask, and under fixed masks. What moves its
-mask's pattern during training (RigL, SET, gradual pruning), models with dropout, and operations without a
+Batched is what has a batched form: the constraint (dense, with a learnable mask, under fixed masks: those
+whose
+class has a function `batched`) and the optimizer. All else, models with dropout, and operations without a
 batching rule run alone.
 """
 
@@ -19,9 +20,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
-from prunetune.engine.loop import EpochWork, Unconstrained
-from prunetune.methods.pruned import Pruned
-from prunetune.stages.pre_pruning import MaskLearning
+from prunetune.engine.batched_optimizers import is_batchable
+from prunetune.engine.loop import EpochWork
 from prunetune.vectorized.program import Program
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def signature(work: EpochWork) -> Hashable | None:
     """What works must have in common to run as one program; None for a work that must run alone."""
     learner = work.learner
     constraint = learner.constraint
-    if type(constraint) not in (Unconstrained, MaskLearning, Pruned):
+    if not hasattr(type(constraint), "batched") or not is_batchable(learner.optimizers[0]):
         return None
     if any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in learner.model.modules()):
         return None
@@ -59,7 +59,6 @@ def signature(work: EpochWork) -> Hashable | None:
         repr(learner.model),
         tuple((name, tensor.shape) for name, tensor in learner.model.state_dict().items()),
         type(constraint),
-        isinstance(constraint, MaskLearning) and constraint.target is not None,
         learner.precision,
         learner.graphs,
         type(learner.optimizers[0]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -14,22 +14,12 @@ from torch.func import functional_call, vmap
 from prunetune.data import batches, evaluation_batches
 from prunetune.data.batches import steps_per_epoch
 from prunetune.engine import cuda_graphs
-from prunetune.engine.loop import EpochWork, Learner, Metrics, Smoothing, seed_of
-from prunetune.methods.pruned import Pruned
-from prunetune.sparsity.dynamic import shift_to_count
+from prunetune.engine.batched_optimizers import batched
+from prunetune.engine.constraint import Batched, Metrics, Rows
+from prunetune.engine.loop import EpochWork, Learner, Smoothing
+from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import fill_uniform, prunable
 from prunetune.sparsity.smoothing import softened
-from prunetune.stages.pre_pruning import MaskLearning
-from prunetune.vectorized.optimizers import batched
-
-_SHIFTS = vmap(shift_to_count)
-
-
-class _Times(NamedTuple):
-    """Per step, on the device: (learning rates' factors, λ2) by trial (2, K); masks' targets (K,) or None."""
-
-    now: Tensor
-    targets: Sequence[Tensor | None]
 
 
 @final
@@ -47,30 +37,17 @@ class Program:
         every = dict(self._model.named_parameters())
         self._names = [*weights, *(name for name in every if name not in weights)]
         self._prunable = sum(weight.numel() for weight in weights.values())
-        # What the optimizers step (K, n), prunable weights first; `used` is what the model computes with.
+        # What the optimizers step (K, n), prunable weights first.
         parameters = [self._optimized_parameters(learner) for learner in self._learners]
         self._optimized = torch.stack([torch.cat([p.detach().flatten() for p in row]) for row in parameters])
-        self._mask_learning = [
-            learner.constraint for learner in self._learners if isinstance(learner.constraint, MaskLearning)
-        ]
-        self._fixed: Tensor | None = None
-        if self._mask_learning:
-            self._used = self._optimized.clone()
-            self._masks = torch.stack([c.mask.mask.detach() for c in self._mask_learning])
-            self._mask_optimizer = batched(
-                [learner.optimizers[1] for learner in self._learners],
-                [[c.mask.mask] for c in self._mask_learning],
-                self._masks,
-            )
-            self._lambda1 = self._column([c.lambda1 for c in self._mask_learning])
-        else:
-            self._used = self._optimized
-            if isinstance(self._learners[0].constraint, Pruned):
-                self._fixed = torch.stack([self._fixed_mask(learner) for learner in self._learners])
         self._optimizer = batched(
             [learner.optimizers[0] for learner in self._learners], parameters, self._optimized
         )
-        self._views = dict(self._cut(self._used))
+        constraints = [learner.constraint for learner in self._learners]
+        form: Any = type(constraints[0])
+        rows = Rows(self._optimized, self._prunable)
+        self._constraint: Batched = form.batched(constraints, rows)
+        self._views = dict(self._cut(self._constraint.used))
         buffers = [dict(learner.model.named_buffers()) for learner in self._learners]
         self._buffers = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
 
@@ -84,11 +61,12 @@ class Program:
         training = self._model.training
         try:
             losses = self._train().tolist()
-            self._evaluation_weights()
+            with torch.no_grad():
+                self._constraint.before_evaluation()
             accuracy, validation_loss = self._evaluate()
         finally:
             self._model.train(training)
-        measured = self._measure()
+        measured = self._constraint.measure()
         self._write_back()
         found = []
         for k, loss in enumerate(losses):
@@ -109,37 +87,22 @@ class Program:
         self._model.train()
         total = torch.zeros(len(self._works), device=self._device)
 
-        def step(x: Tensor, y: Tensor, uniform: Tensor | None, now: Tensor, target: Tensor | None) -> None:
-            if uniform is not None:
-                with torch.no_grad():
-                    drawn = (uniform < self._masks).to(self._used.dtype)
-                    torch.mul(
-                        self._optimized[:, : self._prunable], drawn, out=self._used[:, : self._prunable]
-                    )
-                    self._used[:, self._prunable :] = self._optimized[:, self._prunable :]
+        def step(x: Tensor, y: Tensor, uniform: Tensor | None, now: Tensor) -> None:
+            factor, changing = now[0][:, None], now[1:]
+            with torch.no_grad():
+                self._constraint.before_forward(uniform, changing)
             losses = _cross_entropy(forward(parameters, x), y, alpha if is_smoothed else None)
             gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
             with torch.no_grad():
                 gradient = torch.cat([g.reshape(len(self._works), -1) for g in gradients], 1)
-                factor, lambda2 = now[..., None]
-                if uniform is not None:
-                    theta = self._optimized[:, : self._prunable]
-                    # As `mask_gradients`, with λ by row.
-                    push = self._lambda1 * (1 - 2 * self._masks) + lambda2
-                    of_mask = push.addcmul_(gradient[:, : self._prunable], theta)
-                    gradient[:, : self._prunable].mul_(drawn)
-                    self._mask_optimizer.step(of_mask, factor)
-                    if target is not None:
-                        self._masks.sub_(_SHIFTS(self._masks, target)[:, None])
-                    self._masks.clamp_(0, 1)
+                self._constraint.before_step(gradient, factor, changing)
                 self._optimizer.step(gradient, factor)
-                if self._fixed is not None:
-                    self._optimized[:, : self._prunable].mul_(self._fixed)
+                self._constraint.after_step(changing)
                 total.add_(losses.detach())
 
         compute = cuda_graphs.replayed(step, self._device, wanted=self._learners[0].graphs)
-        for batch, now, target in zip(self._batches(), times.now, times.targets, strict=True):
-            compute(*batch, now, target)
+        for batch, now in zip(self._batches(), times, strict=True):
+            compute(*batch, now)
         return total / self._steps
 
     def _forward(self, smoothing: Sequence[Smoothing]) -> Any:
@@ -186,7 +149,7 @@ class Program:
 
         for parts in zip(*sources, strict=True):
             uniform = None
-            if self._mask_learning:
+            if self._constraint.draws:
                 uniform = together(
                     [
                         fill_uniform(torch.empty(self._prunable, device=self._device), generator=g)
@@ -195,26 +158,17 @@ class Program:
                 )
             yield together([x for x, _ in parts]), together([y for _, y in parts]), uniform
 
-    def _times(self) -> _Times:
-        """The schedules of the epoch, for all steps at once: nothing is copied to the device in between."""
-        now, targets = [], []
+    def _times(self) -> Tensor:
+        """What changes from step to step, for all steps at once: nothing is copied to the device in between.
+
+        (steps, 1 + V, K): the factors of the learning rates, then what the constraint changes.
+        """
+        now = []
         for step in range(self._steps):
             times = [(work.epoch + step / self._steps) / work.total for work in self._works]
             factor = [work.learner.lr_factor(t) for work, t in zip(self._works, times, strict=True)]
-            masks = list(zip(self._mask_learning, times, strict=False))
-            now.append([factor, [c.lambda2(t) for c, t in masks] or [0.0] * len(times)])
-            targets.append([c.target(t) * self._prunable for c, t in masks if c.target])
-        has_target = bool(targets[0])
-        return _Times(
-            torch.tensor(now, device=self._device),
-            list(torch.tensor(targets, device=self._device)) if has_target else [None] * self._steps,
-        )
-
-    def _evaluation_weights(self) -> None:
-        if self._mask_learning:
-            with torch.no_grad():
-                self._used.copy_(self._optimized)
-                self._used[:, : self._prunable].mul_(self._masks)
+            now.append([factor, *self._constraint.schedule(times)])
+        return torch.tensor(now, device=self._device)
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[list[float], list[float]]:
@@ -231,26 +185,17 @@ class Program:
             loss += _cross_entropy(logits, y, None) * len(y)
         return [c / len(split) for c in correct.tolist()], (loss / len(split)).tolist()
 
-    def _measure(self) -> list[Metrics]:
-        if not self._mask_learning:
-            return [{} for _ in self._works]
-        density, is_open = self._masks.mean(1).tolist(), (self._masks > 0.5).float().mean(1).tolist()
-        return [{"mask_density": d, "mask_open": o} for d, o in zip(density, is_open, strict=True)]
-
     @torch.no_grad()
     def _write_back(self) -> None:
         """Into the trials' own models, masks and optimizers."""
         self._optimizer.write_back()
-        if self._mask_learning:
-            self._mask_optimizer.write_back()
+        self._constraint.write_back()
         for k, learner in enumerate(self._learners):
             offset = 0
             for parameter in self._optimized_parameters(learner):
                 row = self._optimized[k, offset : offset + parameter.numel()]
                 parameter.copy_(row.view(parameter.shape))
                 offset += parameter.numel()
-            if isinstance(learner.constraint, MaskLearning):
-                learner.constraint.mask.mask.copy_(self._masks[k])
             for name, buffer in learner.model.named_buffers():
                 buffer.copy_(self._buffers[name][k])
             learner.constraint.before_evaluation()
@@ -258,18 +203,11 @@ class Program:
     def _optimized_parameters(self, learner: Learner) -> list[nn.Parameter]:
         """What the first optimizer steps, prunable weights first, in the order of `_names`."""
         parameters = dict(learner.model.named_parameters())
-        if not isinstance(learner.constraint, MaskLearning):
+        instead = getattr(learner.constraint, "parameters", None)
+        if instead is None:
             return [parameters[name] for name in self._names]
         weights = prunable(learner.model)
-        dense = [parameters[name] for name in self._names if name not in weights]
-        return [learner.constraint.mask.theta, *dense]
-
-    def _fixed_mask(self, learner: Learner) -> Tensor:
-        """The mask over all prunable weights (n,) as floats."""
-        assert isinstance(learner.constraint, Pruned)
-        masks = learner.constraint.mask.masks
-        weights = prunable(learner.model)
-        return torch.cat([masks.get(name, torch.ones_like(w)).flatten() for name, w in weights.items()])
+        return [*instead, *(parameters[name] for name in self._names if name not in weights)]
 
     def _cut(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Views (K, …) of a flat tensor (K, n), by parameter."""
@@ -281,9 +219,6 @@ class Program:
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self._device)
-
-    def _column(self, values: Sequence[float]) -> Tensor:
-        return self._vector(values)[:, None]
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, alpha: Tensor | None) -> Tensor:

@@ -76,7 +76,8 @@ def test_a_wrong_line_of_the_file_is_named(capsys, tmp_path: Path) -> None:
     line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if "tpee" in text)
     error = fails(capsys, sweep.main, str(file))
     assert error == (
-        f"prunetune: {file}:{line}: search.sampler = 'tpee': must be 'tpe' or 'random'; did you mean 'tpe'?\n"
+        f"prunetune: {file}:{line}: search.sampler = 'tpee': must be one of tpe, random, or an import path "
+        "'package.module:object'; did you mean 'tpe'?\n"
     )
 
 
@@ -252,7 +253,7 @@ def test_ctrl_c_is_an_exception_again_once_a_command_runs(monkeypatch: pytest.Mo
 def test_a_command_ends_with_its_code_and_nothing_of_its_output_is_lost() -> None:
     text = """
 import atexit, sys
-from prunetune import process
+from prunetune.cli import process
 atexit.register(print, "and what is registered")
 print("its output")
 print("its errors", end="", file=sys.stderr)
@@ -265,6 +266,6 @@ process.end(3)
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_output_that_could_not_be_written_is_a_failure() -> None:
-    text = "from prunetune import process; print('its output'); process.end(0)"
+    text = "from prunetune.cli import process; print('its output'); process.end(0)"
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", text], stdout=full, env=BUFFERED).returncode == 1

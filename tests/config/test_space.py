@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from prunetune.config import document, space
-from prunetune.config.reading import is_active
+from prunetune.config import canonical, document, space
 from prunetune.config.space import Choice, Int, LogUniform, Uniform
 from prunetune.errors import ConfigError
+
+
+def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
+    """As in the sections that these templates are pieces of."""
+    before = "post_pruning.optimizer." if key.startswith("schedule") else "post_pruning."
+    return canonical.is_active(before + key, siblings)
 
 
 def template(text: str) -> dict[str, Any]:

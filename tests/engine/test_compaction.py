@@ -20,7 +20,7 @@ from prunetune.config.schema import Config
 from prunetune.engine import compaction
 from prunetune.engine.compaction import Compaction
 from prunetune.engine.loop import Learner
-from prunetune.methods.pruned import Pruned
+from prunetune.methods.fixed import Pruned
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.sparsity.smoothing import softened
 from prunetune.stages import stage
@@ -536,8 +536,8 @@ def test_a_run_that_was_interrupted_gives_the_same_bits(
         run = pipeline.run(config, store=store, checkpoint_interval=0.0)
         reports = [next(run) for _ in range(epoch)]
         run.close()
-        assert reports[-1]["checkpointed"]
-        assert not any(report["checkpointed"] for report in reports[:-1])
+        assert reports[-1].checkpointed
+        assert not any(report.checkpointed for report in reports[:-1])
     resumed, _ = trained(config, tmp_path / "interrupted", monkeypatch)
     assert resumed.state.keys() == undisturbed.state.keys()
     assert all(tensor.equal(undisturbed.state[name]) for name, tensor in resumed.state.items())
@@ -569,11 +569,11 @@ def test_replicas_and_gpus_train_the_layers_as_they_are(
 ) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
     learner = Learner(model, [], {}, lambda time: 1.0, Pruned(pruned(model)))
-    context = SimpleNamespace(
+    place = SimpleNamespace(
         compact=True,
         data=SimpleNamespace(device=torch.device(device), shape=(3, 2, 2)),
         replicas=SimpleNamespace(size=replicas),
-        batch_size=8,
     )
-    found = stage._compaction(learner, cast("stage.Context", context))
+    origin = SimpleNamespace(batch_size=8)
+    found = stage._compaction(learner, cast("stage.Origin", origin), cast("stage.Place", place))
     assert (found.names if found is not None else None) == wanted

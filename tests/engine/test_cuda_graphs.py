@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_vectorized import CASES, alone, changed, mask, together
+from test_vectorized import CASES, Report, alone, changed, mask, together
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +26,6 @@ from prunetune.engine.cuda_graphs import AS_IT_IS, Replayed
 from prunetune.engine.loop import EpochWork
 from prunetune.engine.replicas import Replicas
 from prunetune.pipeline import PipelineResult
-from prunetune.stages.stage import Report
 from prunetune.store import Store
 
 

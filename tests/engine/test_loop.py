@@ -18,19 +18,12 @@ from prunetune.data import Dataset, Split, batches
 from prunetune.data.dataset import split_off_validation
 from prunetune.engine import loop as training
 from prunetune.engine.checkpoint import EpochCheckpoint
-from prunetune.engine.loop import (
-    DivergedError,
-    Learner,
-    Metrics,
-    Smoothing,
-    evaluate,
-    make_optimizer,
-    make_schedule,
-    seed_of,
-    train_epoch,
-)
-from prunetune.stages.pre_pruning import _learner
-from prunetune.stages.stage import state_of
+from prunetune.engine.constraint import DivergedError, Metrics
+from prunetune.engine.loop import Learner, Smoothing, evaluate, train_epoch
+from prunetune.engine.optimizers import make_optimizer, make_schedule
+from prunetune.engine.seeds import seed_of
+from prunetune.stages.pre_pruning import make_learner
+from prunetune.stages.state import state_of
 from prunetune.store import Store
 
 
@@ -169,7 +162,7 @@ def test_the_factor_applies_to_the_mask_too_and_from_its_own_rate() -> None:
             "mask": {"lambda1": 0, "lambda2": 0, "lr": 0.2},
         }
     )
-    learner = _learner(config, toy_model())
+    learner = make_learner(config, toy_model())
     weights, masks = rates(learner)
     one_epoch(learner, toy_data(), 0, total=2)
     assert weights == pytest.approx([0.0, 0.08, 0.16, 0.24, 0.32])
@@ -202,7 +195,7 @@ def test_weight_decay_acts_on_weights_and_never_on_masks(name: str) -> None:
     model = toy_model()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)
-    learner = _learner(config, model)
+    learner = make_learner(config, model)
     mask = learner.tensors["prunetune:mask"]
     # With θ = 0 the mask's gradient g⊙θ is zero in the first step, so only a decay could move it.
     one_epoch(learner, toy_data(), batch_size=40)
@@ -216,7 +209,7 @@ def test_the_optimizer_of_the_weights_has_theta_and_all_that_is_dense() -> None:
         {"epochs": 1, "optimizer": {"name": "sgd", "lr": 0.1}, "mask": {"lambda1": 0, "lambda2": 0}}
     )
     model = toy_model()
-    learner = _learner(config, model)
+    learner = make_learner(config, model)
     weights, masks = learner.optimizers
     assert [p.shape for p in weights.param_groups[0]["params"]] == [(42,), (6,), (3,)]
     assert [p.shape for p in masks.param_groups[0]["params"]] == [(42,)]
@@ -236,7 +229,7 @@ def test_lambda2_rises_over_its_share_of_the_stage() -> None:
     model = toy_model()
     for parameter in model.parameters():
         nn.init.zeros_(parameter)  # no gradient from the loss: λ2 alone
-    learner = _learner(config, model)
+    learner = make_learner(config, model)
     seen: list[float] = []
     learner.optimizers[1].register_step_pre_hook(
         lambda o, args, kwargs: seen.append(float(o.param_groups[0]["params"][0].grad[0]))
@@ -387,13 +380,13 @@ def test_a_checkpoint_holds_all_that_the_next_epoch_depends_on(
         {"epochs": 2, "optimizer": {"name": name, "lr": 0.05, "schedule": "cosine"}, "mask": mask}
     )
     data = toy_data()
-    straight = _learner(config, toy_model())
+    straight = make_learner(config, toy_model())
     one_epoch(straight, data, 0, total=2)
     checkpoint = EpochCheckpoint(Store(str(tmp_path)), "k", interval=0)
     assert checkpoint.save(straight, [{"val_loss": 0.5}])
     one_epoch(straight, data, 1, total=2)
 
-    resumed = _learner(config, toy_model(seed=1))
+    resumed = make_learner(config, toy_model(seed=1))
     assert checkpoint.load(resumed) == [{"val_loss": 0.5}]
     one_epoch(resumed, data, 1, total=2)
     assert set(resumed.tensors) == set(straight.tensors)

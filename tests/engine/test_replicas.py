@@ -18,6 +18,7 @@ from prunetune import pipeline
 from prunetune.config.schema import Config
 from prunetune.engine import loop as training
 from prunetune.engine.replicas import ALONE, Replicas, checksum
+from prunetune.engine.seeds import seed_of
 from prunetune.errors import UserError, WorkError
 from prunetune.store import Store
 
@@ -74,7 +75,7 @@ def train(tree: Tree, folder: Path, replicas: Replicas = ALONE, stop: int | None
     curve: list[Tree] = []
     while len(curve) != stop:
         try:
-            curve.append(next(steps))
+            curve.append(next(steps).report())
         except StopIteration as end:
             result = end.value
             return {"state": result.state, "masks": result.masks, "curve": curve, **result.metrics()}
@@ -282,5 +283,5 @@ def test_dropout_draws_otherwise_on_each_replica(monkeypatch) -> None:
         )
         data = type("Data", (), {"device": torch.device("cpu")})()
         training.EpochWork(learner, data, 4, 10, 8, None, 7).run()  # type: ignore[arg-type]
-    assert seeds[0] == training.seed_of(7, "modules", 4)
+    assert seeds[0] == seed_of(7, "modules", 4)
     assert len(set(seeds)) == 3

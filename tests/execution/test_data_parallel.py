@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import pytest
+from small_sweep import epoch
 
 from prunetune.config.schema import Config
 from prunetune.errors import UserError, WorkError
@@ -55,7 +56,7 @@ class Coordinator:
         self.fit = self.take = self
 
     def remote(self, *given: Any) -> Any:
-        return [{"epoch": epoch} for epoch in self.takes.pop(0)] if not given else "fit"
+        return [epoch(number) for number in self.takes.pop(0)] if not given else "fit"
 
 
 @pytest.fixture
@@ -64,7 +65,8 @@ def progress(monkeypatch) -> tuple[Any, list[int]]:
     monkeypatch.setattr(distributed.ray, "get", lambda given: given)
     shown: list[int] = []
     progress = distributed._Progress.__new__(distributed._Progress)
-    progress.epoch, progress._report = 0, lambda epoch: shown.append(epoch)
+    progress.epoch = progress.reused = 0
+    progress._report = lambda epoch, **others: shown.append(epoch)
     return progress, shown
 
 

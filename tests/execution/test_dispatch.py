@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from small_sweep import make_sweep
+from small_sweep import epoch, make_sweep
 
+from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
 from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.packing import step_flops, trials_per_worker
@@ -43,8 +44,8 @@ class Listener:
     def started(self, record: TrialRecord) -> None:
         self.told.append(("started", record.number))
 
-    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
-        self.told.extend(("epoch", report["epoch"]) for report in reports)
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
+        self.told.extend(("epoch", epoch.epoch) for epoch in epochs)
 
     def ended(self, record: TrialRecord) -> None:
         self.told.append((record.status, record.number))
@@ -83,14 +84,9 @@ def tune_trial(worker: str) -> Any:
     return SimpleNamespace(trial_id=worker, error_file=None)
 
 
-def epoch(number: int, value: float = 0.5, *, post: int | None = None) -> dict[str, Any]:
-    stage = {"stage": "pre_pruning"} if post is None else {"stage": "post_pruning", "post_epoch": post}
-    return {"epoch": number, "val_accuracy": value, "reused": False, "key": "k", "last": False, **stage}
-
-
 def done(uid: str, value: float = 0.9) -> dict[str, Any]:
     outcome = {"status": "complete", "val_accuracy": value, "test_accuracy": value, "nonzero": 5}
-    return {"uid": uid, "reports": [], **outcome}
+    return {"uid": uid, "epochs": [], **outcome}
 
 
 @pytest.fixture
@@ -117,7 +113,7 @@ def test_no_more_trials_than_asked_for_run_at_once(tmp_path: Path) -> None:
 
 def test_an_ended_trial_makes_room_for_the_next_at_once(one: Sweep) -> None:
     (first,) = one.board.uids("w")
-    one.report("w", {"uid": first, "reports": [epoch(1), epoch(2, post=1)]})
+    one.report("w", {"uid": first, "epochs": [epoch(1), epoch(2, post=1)]})
     one.report("w", done(first))
     (second,) = one.board.uids("w")
     assert second != first
@@ -144,7 +140,7 @@ def test_early_stopping_ends_one_trial_of_a_worker_and_not_the_others(tmp_path: 
     made.start("w")
     uids = made.board.uids("w")
     values = {uid: 0.9 - 0.1 * rank for rank, uid in enumerate(uids)}
-    made.report("w", *({"uid": uid, "reports": [epoch(1, values[uid], post=1)]} for uid in uids))
+    made.report("w", *({"uid": uid, "epochs": [epoch(1, values[uid], post=1)]} for uid in uids))
     # Three at each density, told best first: of these the first may go on.
     stopped = [uid for uid in uids if uid not in made.board.uids("w")]
     assert stopped == uids[2:]
@@ -159,17 +155,17 @@ def test_news_of_a_trial_that_was_stopped_are_ignored(tmp_path: Path) -> None:
     made.start("w")
     first, second = made.board.uids("w")
     made.report("w", done(first))
-    made.report("w", done(first), {"uid": second, "reports": [epoch(1)]})
+    made.report("w", done(first), {"uid": second, "epochs": [epoch(1)]})
     assert made.statuses().count("complete") == 1
 
 
 def test_a_lost_workers_trial_goes_on_and_its_epochs_count_once(one: Sweep) -> None:
     (uid,) = one.board.uids("w")
-    one.report("w", {"uid": uid, "reports": [epoch(1), epoch(2)]})
+    one.report("w", {"uid": uid, "epochs": [epoch(1), epoch(2)]})
     one.lose("w")
     one.start("w")
     assert one.board.uids("w") == [uid]
-    one.report("w", {"uid": uid, "reports": [epoch(1), epoch(2), epoch(3)]})
+    one.report("w", {"uid": uid, "epochs": [epoch(1), epoch(2), epoch(3)]})
     assert [told for told in one.listener.told if told[0] == "epoch"] == [
         ("epoch", 1),
         ("epoch", 2),
@@ -179,7 +175,7 @@ def test_a_lost_workers_trial_goes_on_and_its_epochs_count_once(one: Sweep) -> N
 
 
 def test_a_trial_that_takes_its_worker_with_it_again_and_again_has_failed(one: Sweep) -> None:
-    one.report("w", {"uid": one.board.uids("w")[0], "reports": [epoch(1)]})
+    one.report("w", {"uid": one.board.uids("w")[0], "epochs": [epoch(1)]})
     (uid,) = one.board.uids("w")
     for _ in range(4):
         assert one.board.uids("w") == [uid]
@@ -193,7 +189,7 @@ def test_nothing_but_failures_end_the_sweep(one: Sweep) -> None:
     for _ in range(3):
         assert not one.recorder.is_hopeless
         (uid,) = one.board.uids("w")
-        one.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "ValueError: no"})
+        one.report("w", {"uid": uid, "epochs": [], "status": "failed", "error": "ValueError: no"})
     assert one.recorder.is_hopeless
     with pytest.raises(WorkError, match=r"first 3 trials failed.*\nValueError: no"):
         one.recorder.check()
@@ -203,7 +199,7 @@ def test_one_result_and_then_nothing_but_failures_end_the_sweep_later(one: Sweep
     one.report("w", done(one.board.uids("w")[0]))
     for _ in range(3):
         (uid,) = one.board.uids("w")
-        one.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "ValueError: no"})
+        one.report("w", {"uid": uid, "epochs": [], "status": "failed", "error": "ValueError: no"})
     assert not one.recorder.is_hopeless
     one.recorder._failures = 20
     with pytest.raises(WorkError, match=r"last 20 trials failed.*\nValueError: no"):
@@ -249,7 +245,7 @@ def test_a_new_epoch_of_any_trial_makes_up_for_workers_that_were_lost(tmp_path: 
             made.start("w")
             made.lose("w")
         made.start("w")
-        made.report("w", {"uid": made.board.uids("w")[0], "reports": [epoch(1)]})
+        made.report("w", {"uid": made.board.uids("w")[0], "epochs": [epoch(1)]})
     made.lose("w")
     assert not made.recorder.is_hopeless
 
@@ -278,7 +274,7 @@ def test_a_lost_workers_trials_are_the_next_of_the_others(tmp_path: Path) -> Non
 def test_losses_count_only_without_a_new_epoch_in_between(one: Sweep) -> None:
     (uid,) = one.board.uids("w")
     for number in range(1, 9):
-        one.report("w", {"uid": uid, "reports": [epoch(number)]})
+        one.report("w", {"uid": uid, "epochs": [epoch(number)]})
         one.lose("w")
         one.start("w")
     assert one.board.uids("w") == [uid]
@@ -337,7 +333,7 @@ def test_a_worker_waits_where_a_stage_it_needs_is_being_computed(tmp_path: Path)
     assert made.board.uids("b") == []
     assert made.board.written["b"] is not None  # not ended
     (uid,) = made.board.uids("a")
-    made.report("a", {"uid": uid, "reports": [epoch(1), epoch(2), epoch(3, post=1)]})
+    made.report("a", {"uid": uid, "epochs": [epoch(1), epoch(2), epoch(3, post=1)]})
     made.report("b")
     assert len(made.board.uids("b")) == 1
 
@@ -348,11 +344,11 @@ def test_it_is_over_when_the_last_trial_has_ended(tmp_path: Path) -> None:
     made.start("w")  # all six trials
     for uid in made.board.uids("w"):
         assert not made.dispatcher.is_over
-        made.report("w", {"uid": uid, "reports": [], "status": "failed", "error": "no"})
+        made.report("w", {"uid": uid, "epochs": [], "status": "failed", "error": "no"})
     made.report("w")
     while uids := made.board.uids("w"):  # once more
         assert not made.dispatcher.is_over
-        made.report("w", {"uid": uids[0], "reports": [], "status": "failed", "error": "no"})
+        made.report("w", {"uid": uids[0], "epochs": [], "status": "failed", "error": "no"})
     assert made.dispatcher.is_over
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sweep import make_sweep
+from small_sweep import epoch, make_sweep
 
 from prunetune.errors import WorkError
 from prunetune.execution import worker as trainable
@@ -33,10 +33,10 @@ class Steps:
 
     def __call__(self, config: Any, *, owner: str, **given: Any) -> Any:
         try:
-            epoch = 0
+            number = 0
             while True:
-                epoch += 1
-                yield {"stage": "post_pruning", "epoch": epoch, "reused": False, "density": config.density}
+                number += 1
+                yield epoch(number, config.density, post=number)
         finally:
             self.closed.append(owner)
 
@@ -78,10 +78,10 @@ def test_trials_come_and_go_as_the_roster_says(
     assert {first.density, second.density} == {0.1, 0.01}
     roster.wanted = [assignment(first)]
     (member,) = worker.step()["members"]
-    assert (member["uid"], member["reports"][0]["density"]) == (first.uid, first.density)
+    assert (member["uid"], member["epochs"][0].score) == (first.uid, first.density)
     roster.wanted = [assignment(first), assignment(second)]
-    members = {member["uid"]: member["reports"] for member in worker.step()["members"]}
-    assert [members[record.uid][0]["epoch"] for record in records] == [2, 1]
+    members = {member["uid"]: member["epochs"] for member in worker.step()["members"]}
+    assert [members[record.uid][0].epoch for record in records] == [2, 1]
     roster.wanted = [assignment(second)]
     (member,) = worker.step()["members"]
     assert (member["uid"], steps.closed) == (second.uid, [first.uid])

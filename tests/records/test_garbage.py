@@ -92,6 +92,7 @@ def in_this_process(die_after: float = float("inf"), interrupt_after: float = fl
                 search.progressed(record)
             for name, value in result.metrics().items():
                 setattr(record, name, value)
+            record.count_epochs()
             search.tell(record)
             for listener in listeners:
                 listener.ended(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_sweep import finish, make_sweep
 
-from prunetune.config.reading import canonical
+from prunetune.config.canonical import canonical
 from prunetune.errors import UserError
 from prunetune.records.ledger import Ledger, exclusive, trial_config
 from prunetune.search.queue import SweepSearch

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from rich.console import Console
-from small_sweep import finish, make_sweep
+from small_sweep import epoch, finish, make_sweep
 
 from prunetune.config import document
 from prunetune.config.reading import from_document
@@ -118,7 +118,7 @@ def test_the_live_view_counts_and_names_what_runs(tmp_path: Path) -> None:
     running = search.next()
     assert running is not None
     view.started(running)
-    view.epochs(running, [{"epoch": 2, "stage": "pre_pruning"}])
+    view.epochs(running, [epoch(2)])
     Console(file=out, width=140).print(view._view())
     text = out.getvalue()
     assert "[1/40] d=0.1 #0 complete val 0.7000 (best 0.7000), 3 epochs, 3 reused" in text

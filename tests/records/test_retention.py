@@ -11,7 +11,7 @@ from small_sweep import finish, make_sweep
 
 from prunetune.config.schema import KeepConfig
 from prunetune.records.ledger import Ledger, TrialRecord
-from prunetune.records.retention import References, Retention, is_shared, kept_keys
+from prunetune.records.retention import References, Retention, kept_keys
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 
@@ -21,7 +21,8 @@ def record(
 ) -> TrialRecord:
     """A trial whose keys are `pre` (its own where that is not given), `m<number>` and `p<number>`."""
     keys = {"pre_pruning": pre or f"d{number}", "pruning": f"m{number}", "post_pruning": f"p{number}"}
-    made = TrialRecord(f"uid{number}", density, number, "space", {}, {}, keys=keys)
+    shared = [keys["pre_pruning"]]
+    made = TrialRecord(f"uid{number}", density, number, "space", {}, {}, keys=keys, shared=shared)
     return finish(made, value, status)
 
 
@@ -68,20 +69,19 @@ def test_what_is_shared_with_the_best_or_an_unfinished_trial_stays() -> None:
 
 def test_records_of_earlier_versions_name_no_keys() -> None:
     old = record(0, 0.9)
-    old.keys = {}
+    old.keys, old.shared = {}, []
     assert kept(old, going_on=True) == ""
 
 
 def test_networks_that_pruning_trains_on_its_way_are_shared(tmp_path: Path) -> None:
     schedule = "{name: iterative, rounds: 3, epochs: 1}"
     sweep = Sweep(tmp_path, f"pruning={{rewind: 1, schedule: {schedule}}}")
-    keys = sweep.start().keys
-    assert [name for name in keys if is_shared(name)] == [
+    record = sweep.start()
+    keys = record.keys
+    assert sorted(name for name, key in keys.items() if key in record.shared) == [
         "pre_pruning",
         "pre_pruning to epoch 1",
-        "pruning round 1, mask",
         "pruning round 1",
-        "pruning round 2, mask",
         "pruning round 2",
     ]
     assert len(set(keys.values())) == len(keys) == 8

@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sweep import finish, make_sweep
+from small_sweep import epoch, finish, make_sweep
 
 from prunetune.records.ledger import Ledger, TrialRecord
 from prunetune.search import branching
-from prunetune.search.branching import Pool, determining, key_of, upper_bound
+from prunetune.search.branching import Pool, determining, upper_bound
 from prunetune.search.queue import SweepSearch
 
-PRE = {"stage": "pre_pruning", "val_accuracy": 0.5, "epoch": 1, "reused": False}
+PRE = epoch(1, key="pre")
+POST = epoch(2, post=1)
 
 
-def record(key: str, density: float, value: float | None = None, **mask: Any) -> TrialRecord:
-    made = TrialRecord(key + str(density), density, 0, "", {}, {"pre_pruning": {"mask": mask or None}})
+def record(key: str, density: float, value: float | None = None, *, aims: bool = False) -> TrialRecord:
+    made = TrialRecord(key + str(density), density, 0, "", {}, {})
     made.keys = {"pre_pruning": key, "pruning": key + "p", "post_pruning": key + "pp"}
+    made.network, made.network_density = key, density if aims else None
     return made if value is None else finish(made, value)
 
 
@@ -72,7 +74,7 @@ def test_a_network_not_tried_at_a_density_comes_before_a_middling_one_that_was()
 
 
 def test_a_mask_that_aims_at_a_density_is_of_no_use_to_another() -> None:
-    networks = pool(record("a", 0.1, 0.9, method="target"), record("b", 0.1, 0.5, method="penalty"))
+    networks = pool(record("a", 0.1, 0.9, aims=True), record("b", 0.1, 0.5))
     assert [n.key for n in networks.ranked(0.01)] == ["b"]
     assert [n.key for n in networks.ranked(0.1)] == ["a", "b"]
 
@@ -149,10 +151,10 @@ def test_the_share_that_explores_is_as_asked_at_each_density(
         trials.append(trial)
     assert len(trials) == 48
     for density in (0.1, 0.01):
-        keys = [key_of(t) for t in trials if t.density == density and not t.branched]
+        keys = [t.network for t in trials if t.density == density and not t.branched]
         assert len(keys) == expected
         assert len(set(keys)) == expected  # each of them a new one
-    assert len({key_of(t) for t in trials}) == 2 * expected  # and branches never make one
+    assert len({t.network for t in trials}) == 2 * expected  # and branches never make one
 
 
 @pytest.mark.usefixtures("from_the_first")
@@ -179,12 +181,12 @@ def test_a_network_of_a_running_trial_can_be_branched_from_once_it_is_pruned(tmp
     first.curve = [PRE]
     search.progressed(first)
     assert not started(search).branched  # it may still be training
-    first.curve = [PRE, {**PRE, "stage": "post_pruning", "post_epoch": 1, "epoch": 2}]
+    first.curve = [PRE, POST]
     search.progressed(first)
     branch = started(search)
     assert branch.density == second.density
     assert branch.branched
-    assert key_of(branch) == key_of(first)
+    assert branch.network == first.network
 
 
 def test_a_network_that_is_not_in_the_store_any_more_is_not_branched_from(tmp_path: Path) -> None:
@@ -225,8 +227,8 @@ def test_a_stage_is_never_computed_by_two_trials_at_once(tmp_path: Path) -> None
     first = started(search)
     assert search.next() is None  # all would compute the same network
     assert search.waiting
-    stored.add(key_of(first))
-    first.curve = [PRE, {**PRE, "stage": "post_pruning", "post_epoch": 1, "epoch": 2}]
+    stored.add(first.network)
+    first.curve = [PRE, POST]
     search.progressed(first)
     assert [started(search).density, started(search).density] == [0.01, 0.1]
     assert search.next() is None  # the masks of both densities are being computed

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from small_sweep import finish, make_sweep
+from small_sweep import epoch, finish, make_sweep
 
+from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping, can_catch_up
 from prunetune.search.queue import SweepSearch
@@ -23,8 +23,8 @@ def make(tmp_path: Path, *overrides: str, past: list | None = None) -> EarlyStop
     return EarlyStopping(config, past or [], 9)
 
 
-def result(epoch: int, value: float) -> dict[str, Any]:
-    return {"post_epoch": epoch, "val_accuracy": value, "stage": "post_pruning"}
+def result(number: int, value: float, *, last: bool = False, **metrics: float) -> Epoch:
+    return epoch(number, value, post=number, last=last, metrics=metrics)
 
 
 def test_the_worse_half_stops_within_a_density(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_a_trial_is_not_stopped_after_its_last_epoch(tmp_path: Path) -> None:
     asha = make(tmp_path)
     for name, value in (("a", 0.9), ("b", 0.5)):
         t = trial(name, 0.1)
-        assert not asha.stops(t, result(1, value) | {"last": True})
+        assert not asha.stops(t, result(1, value, last=True))
 
 
 def test_a_sparser_trial_is_not_compared_with_a_denser_one(tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_pre_pruning_accuracy_neither_stops_nor_raises_the_bar(tmp_path: Path) -
     asha = make(tmp_path)
     for number in range(5):
         t = trial(f"t{number}", 0.1)
-        pre = {"stage": "pre_pruning", "val_accuracy": 0.99 - number / 10, "epoch": 1}
+        pre = epoch(1, 0.99 - number / 10)
         assert not asha.stops(t, pre)
     first = trial("first", 0.1)
     assert not asha.stops(first, result(1, 0.3))
@@ -122,10 +122,10 @@ def test_a_trial_is_not_held_against_what_collapsed(tmp_path: Path) -> None:
 def test_what_gradual_pruning_has_not_pruned_yet_is_not_compared(tmp_path: Path) -> None:
     stopping = make(tmp_path)
     for number in range(5):
-        dense = result(1, 0.9 + number / 100) | {"density_now": 0.6}
+        dense = result(1, 0.9 + number / 100, density_now=0.6)
         assert not stopping.stops(trial(f"closing{number}", 0.1), dense)
-    assert not stopping.stops(trial("closed", 0.1), result(1, 0.5) | {"density_now": 0.1})
-    assert stopping.stops(trial("worse", 0.1), result(1, 0.4) | {"density_now": 0.099})
+    assert not stopping.stops(trial("closed", 0.1), result(1, 0.5, density_now=0.1))
+    assert stopping.stops(trial("worse", 0.1), result(1, 0.4, density_now=0.099))
 
 
 def test_the_best_so_far_may_always_go_on() -> None:
@@ -147,7 +147,7 @@ def test_only_complete_trials_of_the_density_are_held_against_one(tmp_path: Path
     low, fair = trial("low", 0.1), trial("fair", 0.1)
     assert not stopping.stops(fair, result(1, 0.31))
     assert stopping.stops(low, result(1, 0.29))
-    assert not stopping.stops(trial("last", 0.1), result(1, 0.29) | {"last": True})
+    assert not stopping.stops(trial("last", 0.1), result(1, 0.29, last=True))
 
 
 def test_grace_is_for_both_rules(tmp_path: Path) -> None:

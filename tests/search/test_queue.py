@@ -6,7 +6,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
-from small_sweep import TEXT, finish, make_sweep
+from small_sweep import TEXT, epoch, finish, make_sweep
 
 from prunetune.records.ledger import Ledger, Problem
 from prunetune.search.queue import SweepSearch
@@ -212,7 +212,7 @@ def test_a_space_without_a_word_on_pre_pruning(tmp_path: Path) -> None:
     record = search.next()
     assert record is not None
     assert search.next() is not None
-    record.curve = [{"epoch": 1, "post_epoch": 1, "stage": "post_pruning", "val_accuracy": 0.5}]
+    record.curve = [epoch(1, post=1)]
     search.progressed(record)
     search.tell(finish(record, 0.5))
 

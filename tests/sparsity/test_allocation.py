@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from prunetune.config.reading import kept
+from prunetune.config.canonical import kept
+from prunetune.registry import CRITERIA
 from prunetune.sparsity.allocation import (
     LAYER_COUNTS,
     apportion,
@@ -23,7 +24,7 @@ from prunetune.sparsity.allocation import (
     uniform_counts,
     unstructured,
 )
-from prunetune.sparsity.criteria import CRITERIA, Scene
+from prunetune.sparsity.criteria import Scene
 from prunetune.sparsity.masks import FixedMask, prunable
 
 
@@ -143,7 +144,7 @@ def test_apportion_gives_the_largest_remainders_and_respects_caps() -> None:
     shapes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=5),
     density=st.floats(0.001, 1),
     allocation=st.sampled_from(sorted(LAYER_COUNTS)),
-    criterion=st.sampled_from(sorted(CRITERIA)),
+    criterion=st.sampled_from(CRITERIA.names),
     dense=st.sampled_from(["none", "first", "last", "both"]),
     seed=st.integers(0, 10_000),
 )
@@ -167,7 +168,7 @@ def test_every_allocation_of_every_criterion_is_exact(
     masks = None
     for share in (0.5, 1.0):
         count = max(least, kept(density, total), int(total * density**share))
-        scores = CRITERIA[criterion](Scene(net, x, labels, g))
+        scores = CRITERIA.find(criterion)(Scene(net, x, labels, g))
         assert not any(torch.isnan(score).any() for score in scores.values())
         new = unstructured(scores, count, allocation=allocation, dense=whole, alive=masks, generator=g)
         assert sum(int(mask.sum()) for mask in new.values()) == count

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config.schema import MlpConfig
+from prunetune.config.schema import ModelConfig
+from prunetune.registry import CRITERIA
 from prunetune.sparsity import criteria
 from prunetune.sparsity.allocation import unstructured
-from prunetune.sparsity.criteria import CRITERIA, SCORING_ROUNDS, Scene
+from prunetune.sparsity.criteria import Scene, scoring_rounds
 from prunetune.sparsity.masks import FixedMask, prunable
 
 
@@ -149,11 +150,11 @@ def test_random_is_uniform_and_from_the_generator() -> None:
     assert abs(float(one.mean()) - 0.5) < 0.01
 
 
-@pytest.mark.parametrize("name", sorted(CRITERIA))
+@pytest.mark.parametrize("name", CRITERIA.names)
 def test_no_criterion_changes_the_weights(name: str) -> None:
     s = scene()
     before = [weight.detach().clone() for weight in s.weights.values()]
-    scores = CRITERIA[name](s)
+    scores = CRITERIA.find(name)(s)
     assert all(torch.equal(a, b) for a, b in zip(before, s.weights.values(), strict=True))
     assert {n: score.shape for n, score in scores.items()} == {n: w.shape for n, w in s.weights.items()}
 
@@ -161,14 +162,14 @@ def test_no_criterion_changes_the_weights(name: str) -> None:
 def collapsed_layers(criterion: str, rounds: int, density: float) -> int:
     """How many layers of a deep narrow net keep nothing."""
     shape, classes = (1, 8, 8), 4
-    net = models.build(MlpConfig(name="mlp", hidden=[64, 32, 16, 32, 64, 16]), shape, classes, seed=0)
+    net = models.build(ModelConfig(name="mlp", hidden=[64, 32, 16, 32, 64, 16]), shape, classes, seed=0)
     images = torch.randn(40, *shape, generator=generator())
     labels = torch.arange(40) % classes
     masks, total = None, sum(weight.numel() for weight in prunable(net).values())
     for number in range(1, rounds + 1):
         if masks is not None:
             FixedMask(prunable(net), masks).apply()
-        scores = CRITERIA[criterion](Scene(net, images, labels, generator()))
+        scores = CRITERIA.find(criterion)(Scene(net, images, labels, generator()))
         count = max(int(total * density ** (number / rounds)), int(total * density))
         masks = unstructured(scores, count, alive=masks, generator=generator())
     assert masks is not None
@@ -176,7 +177,8 @@ def collapsed_layers(criterion: str, rounds: int, density: float) -> int:
 
 
 def test_synflow_in_100_rounds_keeps_every_layer_where_snip_in_one_does_not() -> None:
-    assert SCORING_ROUNDS["synflow"] == 100
+    assert scoring_rounds(criteria.synflow) == 100
+    assert scoring_rounds(criteria.snip) == 1
     densities = [0.1, 0.05, 0.02, 0.01, 0.005]
     snip = [collapsed_layers("snip", 1, density) for density in densities]
     assert max(snip) > 0  # found: there is a density at which SNIP cuts a layer

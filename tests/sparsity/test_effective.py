@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config.schema import ConvConfig, MlpConfig, ModelConfig, VitConfig
+from prunetune.config.schema import ModelConfig
 from prunetune.sparsity.effective import effective_density, effective_weights
 from prunetune.sparsity.masks import prunable
 
@@ -48,7 +48,7 @@ def test_the_reference_walk_by_hand() -> None:
 @pytest.mark.parametrize("density", [0.05, 0.1, 0.2, 0.4])
 @pytest.mark.parametrize("seed", range(5))
 def test_an_mlp_against_the_walk(density: float, seed: int) -> None:
-    model = models.build(MlpConfig(name="mlp", hidden=[12, 8, 10]), (1, 3, 3), 4, seed=0)
+    model = models.build(ModelConfig(name="mlp", hidden=[12, 8, 10]), (1, 3, 3), 4, seed=0)
     masks = random_masks(model, density, seed)
     expected = on_a_path([mask.numpy() for mask in masks.values()])
     found = effective_weights(model, masks, (1, 3, 3))
@@ -84,7 +84,7 @@ def test_convolutions_against_the_walk_over_channels(seed: int) -> None:
 
 
 def test_a_residual_connection_is_a_path_of_its_own() -> None:
-    model = models.build(ConvConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0)
+    model = models.build(ModelConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0)
     masks = full_masks(model)
     masks["body.0.conv1.weight"][:] = False
     found = effective_weights(model, masks, (3, 8, 8))
@@ -95,14 +95,14 @@ def test_a_residual_connection_is_a_path_of_its_own() -> None:
 
 @pytest.mark.parametrize("cut", ["hidden.0.0.weight", "hidden.1.0.weight", "head.weight"])
 def test_a_layer_that_is_cut_through_leaves_nothing(cut: str) -> None:
-    model = models.build(MlpConfig(name="mlp", hidden=[6, 6]), (1, 3, 3), 4, seed=0)
+    model = models.build(ModelConfig(name="mlp", hidden=[6, 6]), (1, 3, 3), 4, seed=0)
     masks = full_masks(model)
     masks[cut][:] = False
     assert effective_density(model, masks, (1, 3, 3)) == 0.0
 
 
 def test_the_effective_density_is_never_above_the_density_and_does_not_depend_on_the_weights() -> None:
-    model = models.build(MlpConfig(name="mlp", hidden=[20, 20]), (1, 4, 4), 4, seed=0)
+    model = models.build(ModelConfig(name="mlp", hidden=[20, 20]), (1, 4, 4), 4, seed=0)
     masks = random_masks(model, 0.1, 0)
     density = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
     found = effective_density(model, masks, (1, 4, 4))
@@ -115,7 +115,7 @@ def test_the_effective_density_is_never_above_the_density_and_does_not_depend_on
 
 
 def test_the_model_is_left_as_it_was() -> None:
-    model = models.build(ConvConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0)
+    model = models.build(ModelConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0)
     model.train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     effective_density(model, full_masks(model), (3, 8, 8))
@@ -127,11 +127,11 @@ def test_the_model_is_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("config", "shape"),
     [
-        (MlpConfig(name="mlp"), (1, 28, 28)),
-        (ConvConfig(name="vgg16"), (3, 32, 32)),
-        (ConvConfig(name="resnet20"), (3, 32, 32)),
-        (ConvConfig(name="resnet18"), (3, 32, 32)),
-        (VitConfig(name="vit_tiny"), (3, 32, 32)),
+        (ModelConfig(name="mlp"), (1, 28, 28)),
+        (ModelConfig(name="vgg16"), (3, 32, 32)),
+        (ModelConfig(name="resnet20"), (3, 32, 32)),
+        (ModelConfig(name="resnet18"), (3, 32, 32)),
+        (ModelConfig(name="vit_tiny"), (3, 32, 32)),
     ],
 )
 def test_a_full_mask_is_wholly_effective_in_every_built_in_model(
@@ -142,7 +142,7 @@ def test_a_full_mask_is_wholly_effective_in_every_built_in_model(
 
 
 def test_a_deep_and_sparse_network_does_not_underflow() -> None:
-    model = models.build(MlpConfig(name="mlp", hidden=[50] * 40), (1, 4, 4), 10, seed=0)
+    model = models.build(ModelConfig(name="mlp", hidden=[50] * 40), (1, 4, 4), 10, seed=0)
     masks = random_masks(model, 0.2, 0)
     expected = on_a_path([mask.numpy() for mask in masks.values()])
     found = effective_weights(model, masks, (1, 4, 4))

@@ -47,9 +47,9 @@ def test_cosine() -> None:
 
 
 def test_step() -> None:
-    schedule = schedules.step([0.5, 0.75], 0.1)
+    schedule = schedules.step(milestones=[0.5, 0.75], factor=0.1)
     assert [schedule(t) for t in (0, 0.49, 0.5, 0.74, 0.75, 1)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert schedules.step([], 0.1)(0.9) == 1
+    assert schedules.step(milestones=[], factor=0.1)(0.9) == 1
 
 
 def test_warmup_squeezes_the_schedule_into_the_rest() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunetune import models
-from prunetune.config.schema import ConvConfig, MlpConfig, VitConfig
+from prunetune.config.schema import ModelConfig
 from prunetune.sparsity.smoothing import PSwish, pswish, relus, resized, skip_blocks, softened
 
 
@@ -141,7 +141,7 @@ def test_skips_by_hand() -> None:
 
 
 def test_a_skip_around_a_residual_block_adds_the_resized_input() -> None:
-    model = models.build(ConvConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0).eval()
+    model = models.build(ModelConfig(name="resnet20", width_multiplier=0.25), (3, 8, 8), 10, seed=0).eval()
     block = model.blocks()[3]  # halves the image, doubles the channels
     x = torch.randn(2, 4, 8, 8, generator=generator())
     with torch.no_grad():
@@ -176,11 +176,11 @@ def test_a_relu_module_in_two_places_is_swapped_in_both_and_restored() -> None:
 @pytest.mark.parametrize(
     ("build", "count"),
     [
-        (lambda: models.build(MlpConfig(name="mlp", hidden=[8, 8, 8]), (1, 4, 4), 3, seed=0), 3),
-        (lambda: models.build(ConvConfig(name="vgg16", width_multiplier=0.05), (3, 32, 32), 10, seed=0), 13),
-        (lambda: models.build(ConvConfig(name="resnet20"), (3, 8, 8), 10, seed=0), 9),
-        (lambda: models.build(ConvConfig(name="resnet18", width_multiplier=0.1), (3, 8, 8), 10, seed=0), 8),
-        (lambda: models.build(VitConfig(name="vit_tiny", dim=6), (3, 8, 8), 10, seed=0), 9),
+        (lambda: models.build(ModelConfig(name="mlp", hidden=[8, 8, 8]), (1, 4, 4), 3, seed=0), 3),
+        (lambda: models.build(ModelConfig(name="vgg16", width_multiplier=0.05), (3, 32, 32), 10, seed=0), 13),
+        (lambda: models.build(ModelConfig(name="resnet20"), (3, 8, 8), 10, seed=0), 9),
+        (lambda: models.build(ModelConfig(name="resnet18", width_multiplier=0.1), (3, 8, 8), 10, seed=0), 8),
+        (lambda: models.build(ModelConfig(name="vit_tiny", dim=6), (3, 8, 8), 10, seed=0), 9),
         (toy, 2),  # declares no blocks: its children with weights, without the last
     ],
 )

@@ -10,7 +10,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
-from small_sweep import finish, make_sweep
+from small_sweep import epoch, finish, make_sweep
 from sqlalchemy.exc import OperationalError
 
 from prunetune.config import document
@@ -83,7 +83,7 @@ def test_a_sweep_is_a_parent_and_its_trials_are_nested(tmp_path: Path) -> None:
     )
     assert run.data.params["pre_pruning.optimizer.lr"] == str(first.params["pre_pruning.optimizer.lr"])
     history = MlflowClient(place.uri).get_metric_history(run.info.run_id, "val_accuracy")
-    assert [(m.step, m.value) for m in history] == [(m["epoch"], m["val_accuracy"]) for m in first.curve]
+    assert [(m.step, m.value) for m in history] == [(e.epoch, e.score) for e in first.curve]
     assert run.data.metrics["test_accuracy"] == 0.6
 
 
@@ -110,13 +110,13 @@ def test_a_driver_that_died_leaves_no_second_run_and_none_running(tmp_path: Path
     died.begin(config.tree(), [])
     for record in (going_on, gone):
         died.started(record)
-        died.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "val_accuracy": 0.1}])
+        died.epochs(record, [epoch(1, 0.1)])
     died.close()  # writes, but ends no run: as if killed just after
 
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [])
     tracker.started(going_on)
-    tracker.epochs(going_on, [{"epoch": e, "stage": "pre_pruning", "val_accuracy": e / 10} for e in (1, 2)])
+    tracker.epochs(going_on, [epoch(e, e / 10) for e in (1, 2)])
     finish(going_on, 0.5)
     tracker.ended(going_on)
     tracker.finish("finished", {}, {})
@@ -234,7 +234,7 @@ def test_an_entry_that_mlflow_refuses_does_not_hold_up_the_others(tmp_path: Path
     tracker = tracking.Tracker(place, "id", "small")
     tracker.begin(config.tree(), [])
     tracker.started(record)
-    tracker.epochs(record, [{"epoch": 1, "stage": "pre_pruning", "no such/\x00name": 1.0}])
+    tracker.epochs(record, [epoch(1, metrics={"no such/\x00name": 1.0})])
     finish(record, 0.5)
     tracker.ended(record)
     assert tracker.close() == 1

@@ -18,12 +18,12 @@ import torch
 
 import prunetune
 from prunetune import data as datasets
-from prunetune import models
 from prunetune.config import space
-from prunetune.config.reading import is_active
-from prunetune.config.schema import Config, DataConfig, UserModelConfig
+from prunetune.config.canonical import is_active
+from prunetune.config.schema import Config, DataConfig, ModelConfig
 from prunetune.errors import UserError
 from prunetune.records.ledger import Problem, check_storage
+from prunetune.registry import MODELS, UnknownComponentError
 from prunetune.store import Store
 
 Finding = tuple[str, str]
@@ -72,7 +72,7 @@ def expected(config: Config, problem: Problem) -> dict[str, Any]:
         "sweep": config.name,
         "nonce": uuid.uuid4().hex,
         "gpus": config.resources.gpus,
-        "models": {model.name: models.source_digest(model) for model in _own_models(problem)},
+        "models": {model.name: model.code for model in _own_models(problem)},
         "data": None
         if data is None
         else {"config": data.model_dump(mode="json"), "digest": datasets.load(data).digest},
@@ -89,10 +89,10 @@ def is_data_searched(problem: Problem) -> bool:
     )
 
 
-def _own_models(problem: Problem) -> Iterable[UserModelConfig]:
+def _own_models(problem: Problem) -> Iterable[ModelConfig]:
     for assignment in space.assignments(problem.template, is_active):
         model = Config.model_validate(space.at(problem.template, assignment, is_active)).model
-        if isinstance(model, UserModelConfig):
+        if not model.kind.is_built_in(model.name):
             yield model
 
 
@@ -165,10 +165,10 @@ def _models(wanted: dict[str, str | None]) -> list[str]:
     found = []
     for name, digest in wanted.items():
         try:
-            there = models.source_digest(UserModelConfig(name=name))
-        except UserError as error:
+            there = MODELS.code(name)
+        except UnknownComponentError as error:
             found.append(
-                f"{error}; install it on every node, or send its folder along: "
+                f"model.name = {name!r}: {error}; install it on every node, or send its folder along: "
                 "ray job submit --working-dir . -- python -m prunetune.sweep …"
             )
         else:

@@ -18,7 +18,7 @@ from mlflow.store.db.db_types import DATABASE_ENGINES
 from sqlalchemy.exc import InterfaceError, OperationalError
 
 from prunetune.config import space
-from prunetune.config.reading import SEARCHABLE
+from prunetune.config.canonical import determining_fields
 from prunetune.config.schema import Config
 from prunetune.errors import UserError
 from prunetune.store import Store
@@ -63,7 +63,7 @@ def check(where: Place) -> None:
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
     """Every hyperparameter of a configuration by its dotted name."""
-    return space.flatten({key: tree[key] for key in SEARCHABLE if tree.get(key) is not None})
+    return space.flatten({key: tree[key] for key in determining_fields() if tree.get(key) is not None})
 
 
 def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str] | None:

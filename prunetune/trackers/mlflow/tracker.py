@@ -12,12 +12,14 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from prunetune.config import document
+from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord
 from prunetune.trackers.mlflow import experiments
 from prunetune.trackers.mlflow.artifacts import Artifacts
@@ -27,7 +29,6 @@ logger = logging.getLogger(__name__)
 _SWEEP_TAG = "prunetune.sweep"
 _TRIAL_TAG = "prunetune.trial"
 _PARENT_TAG = "mlflow.parentRunId"
-_NOT_METRICS = {"epoch", "post_epoch", "stage", "reused", "time"}
 _METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
 
 
@@ -83,10 +84,10 @@ class Tracker:
         """A run for a trial, found again or made."""
         self._queue.put(lambda: self._open(record))
 
-    def epochs(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         """Metric series, by global epoch."""
         now = int(time.time() * 1000)
-        self._queue.put(lambda: self._log(record, [{**report, "time": now} for report in reports]))
+        self._queue.put(lambda: self._log(record, [replace(epoch, time=now) for epoch in epochs]))
 
     def ended(self, record: TrialRecord) -> None:
         """The trial's results and status."""
@@ -201,7 +202,7 @@ class Tracker:
 
     def _rebuild(self, record: TrialRecord) -> None:
         """A finished trial which MLflow does not know, or knows in part."""
-        last = max((report["epoch"] for report in record.curve), default=0)
+        last = max((epoch.epoch for epoch in record.curve), default=0)
         if record.uid in self._closed and self._logged[record.uid] >= last:
             if self._artifacts.is_lacking(self.run_ids[record.uid]):
                 self._attach_config(record)
@@ -240,29 +241,28 @@ class Tracker:
             self._described.add(record.uid)
         self._stage[record.uid] = ""
 
-    def _log(self, record: TrialRecord, reports: list[dict[str, Any]]) -> None:
+    def _log(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         assert self._client is not None
         run_id, last = self.run_ids[record.uid], self._logged.get(record.uid, 0)
         now = int(time.time() * 1000)
         metrics = [
-            Metric(name, float(value), report.get("time", now), report["epoch"])
-            for report in reports
-            if report["epoch"] > last  # else written before this driver, or in another worker
-            for name, value in report.items()
-            if name not in _NOT_METRICS
+            Metric(name, float(value), epoch.time or now, epoch.epoch)
+            for epoch in epochs
+            if epoch.epoch > last  # else written before this driver, or in another worker
+            for name, value in epoch.metrics.items()
         ]
-        stage = reports[-1]["stage"] if reports else ""
+        stage = epochs[-1].stage if epochs else ""
         tags = [RunTag("stage", stage)] if stage != self._stage.get(record.uid, "") else []
         for start in range(0, len(metrics) or len(tags), _METRICS_PER_BATCH):
             self._client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_BATCH], tags=tags)
-        if reports:
-            self._logged[record.uid] = max(last, *(report["epoch"] for report in reports))
+        if epochs:
+            self._logged[record.uid] = max(last, *(epoch.epoch for epoch in epochs))
             self._stage[record.uid] = stage
 
     def _close_run(self, record: TrialRecord) -> None:
         assert self._client is not None
         now, run_id = int(time.time() * 1000), self.run_ids[record.uid]
-        last = max((report["epoch"] for report in record.curve), default=0)
+        last = max((epoch.epoch for epoch in record.curve), default=0)
         results = {
             "final_val_accuracy": record.val_accuracy,
             "test_accuracy": record.test_accuracy,

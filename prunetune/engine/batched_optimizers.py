@@ -30,8 +30,16 @@ def batched(
     They must have one parameter group each, `base_lr` in it, and agree in all but learning rate, weight decay
     and momentum.
     """
-    kind = _Sgd if isinstance(optimizers[0], torch.optim.SGD) else _Adam
-    return kind(optimizers, parameters, values)
+    form: BatchedOptimizer = _FORMS[type(optimizers[0])](optimizers, parameters, values)
+    return form
+
+
+def is_batchable(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether there is a batched form that steps as this optimizer does."""
+    if type(optimizer) not in _FORMS or len(optimizer.param_groups) != 1:
+        return False
+    unusual = ("amsgrad", "maximize", "differentiable", "dampening")
+    return not any(optimizer.param_groups[0].get(name) for name in unusual)
 
 
 @final
@@ -155,3 +163,10 @@ class _Rows:
             [(parameter, optimizer.state[parameter]) for parameter in parameters]
             for optimizer, parameters in zip(self._optimizers, self._parameters, strict=True)
         ]
+
+
+_FORMS: dict[type[torch.optim.Optimizer], Any] = {
+    torch.optim.SGD: _Sgd,
+    torch.optim.Adam: _Adam,
+    torch.optim.AdamW: _Adam,
+}

@@ -1,0 +1,150 @@
+"""What a configuration computes, as plain data and as a hash: equal for equal computations."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from prunetune.config import space
+from prunetune.config.component import Component
+from prunetune.config.schema import COUNTS_WHEN, DOES_NOT_DETERMINE, Config
+
+
+def determining_fields() -> tuple[str, ...]:
+    """The top-level keys that determine what a trial computes at a density, in the order of the schema.
+
+    All but those that `DOES_NOT_DETERMINE` names. In these a distribution may stand.
+    """
+    return tuple(
+        name for name in Config.model_fields if name not in DOES_NOT_DETERMINE and name != "densities"
+    )
+
+
+def determining(config: Config) -> dict[str, Any]:
+    """The values that determine what a configuration computes at its density, as plain data.
+
+    What does not count beside other values has its default; components of a user's own come with the digest
+    of their code.
+    """
+    return {name: canonical(getattr(config, name), name) for name in determining_fields()}
+
+
+def configuration_hash(config: Config) -> str:
+    """The hash of what a configuration computes, for its one density and wherever its data are."""
+    return digest(determining(config), config.density)
+
+
+def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
+    """Whether the field with this dotted key counts, given its siblings' values (`space.Active`)."""
+    path, _, field = key.rpartition(".")
+    section = section_at(path)
+    if section is None:
+        return True
+    if issubclass(section, Component) and field not in section.model_fields and field != section.key:
+        name = siblings.get(section.key, section.model_fields["name"].default)
+        if name is space.PENDING:
+            return False
+        if not isinstance(name, str):  # missing, or wrong: the schema says so
+            return name is not PydanticUndefined
+        return _option_counts(section, name, field, siblings)
+    rule = COUNTS_WHEN.get((section, field))
+    return rule is None or _holds(rule, siblings)
+
+
+def _option_counts(section: type[Component], name: str, option: str, siblings: Mapping[str, Any]) -> bool:
+    if section.kind.ignores(name, option):
+        return False
+    try:
+        rule = getattr(section.kind.find(name), "counts_when", {}).get(option)
+    except ValueError:
+        return True
+    if rule is None:
+        return True
+    sibling, counts = rule
+    default = section.kind.options(name).model_fields[sibling].default
+    return _holds((sibling, default, counts), siblings)
+
+
+def _holds(rule: tuple[str, Any, Any], siblings: Mapping[str, Any]) -> bool:
+    sibling, default, counts = rule
+    value = siblings.get(sibling, default)
+    if value is space.PENDING:
+        return False
+    try:
+        return bool(counts(value))
+    except TypeError:  # a value of the wrong type; the schema says so
+        return True
+
+
+@functools.cache
+def section_at(path: str) -> type[BaseModel] | None:
+    """The section that a dotted key leads to ("" is the whole file), or None where it leads to none."""
+    section: type[BaseModel] | None = Config
+    for part in path.split(".") if path else ():
+        if section is None or part not in section.model_fields:
+            return None
+        section = section_in(section.model_fields[part].annotation)
+    return section
+
+
+def section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section in a type such as `Annotated[MaskConfig | None, …]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
+        for argument in typing.get_args(annotation):
+            if (found := section_in(argument)) is not None:
+                return found
+    return None
+
+
+def canonical(value: Any, key: str | None = None) -> Any:
+    """A section, or a value, as plain data in which what does not count has its default.
+
+    `key` is its dotted key, where it has one; what `DOES_NOT_DETERMINE` names is left out.
+    """
+    if not isinstance(value, BaseModel):
+        return value
+    if isinstance(value, Component):
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+        defaults = value.kind.options(value.name).model_fields
+        for option, given in value.options.items():
+            fields[option] = given if value.counts(option) else defaults[option].default
+        if (code := value.code) is not None:
+            fields["(code)"] = code
+    else:
+        fields = {name: getattr(value, name) for name in type(value).model_fields}
+    data: dict[str, Any] = {}
+    for name, child in fields.items():
+        dotted = None if key is None else f"{key}.{name}"
+        if dotted in DOES_NOT_DETERMINE:
+            continue
+        rule = COUNTS_WHEN.get((type(value), name))
+        if rule is not None and not _holds(rule, fields):
+            child = type(value).model_fields[name].get_default(call_default_factory=True)
+        data[name] = None if getattr(child, "is_zero", False) is True else canonical(child, dotted)
+    return data
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 (hex, 32 characters) of plain data, independent of the order of mapping keys."""
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def kept(density: float, weights: int) -> int:
+    """floor(d·n), exactly, for the density as it was written.
+
+    >>> kept(0.29, 100), int(0.29 * 100)
+    (29, 28)
+    """
+    return int(Fraction(repr(density)) * weights)

@@ -1,0 +1,150 @@
+"""A section of a configuration that chooses a component by name and gives its options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from prunetune.errors import did_you_mean
+from prunetune.registry import Kind, UnknownComponentError
+
+
+class Component(BaseModel):
+    """A name, or an import path, and options: `{name: adam, lr: 0.001}`, or `adam` where none is needed.
+
+    Options are checked against the component's own signature (`Kind.options`), their defaults are filled in,
+    and they are attributes of the section. An option that only other components of the kind have is dropped.
+    Subclasses name their `kind`, and may have fields of their own beside the options.
+    """
+
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+    )
+
+    kind: ClassVar[Kind]
+    key: ClassVar[str] = "name"
+    """Under which key a file gives the name."""
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The component's keyword arguments."""
+        return dict(self.model_extra or {})
+
+    @property
+    def component(self) -> Any:
+        """The function or class that is named."""
+        return self.kind.find(self.name)
+
+    @property
+    def code(self) -> str | None:
+        """The digest of a user's own source (`Kind.code`)."""
+        return self.kind.code(self.name)
+
+    def counts(self, option: str) -> bool:
+        """Whether an option makes a difference beside the values of the others.
+
+        A component says so itself, in an attribute `counts_when`: for the name of an option, that of another
+        one and a function of its value.
+        """
+        rule = getattr(self.component, "counts_when", {}).get(option)
+        return rule is None or bool(rule[1](self.options[rule[0]]))
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_options(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if isinstance(value, cls):
+            return value
+        is_short = isinstance(value, str)
+        if is_short:
+            value = {cls.key: value}
+        if not isinstance(value, Mapping):
+            return handler(value)
+        fields = {cls.key if field == "name" else field: field for field in cls.model_fields}
+        own = {fields[key]: given for key, given in value.items() if key in fields}
+        rest = {key: given for key, given in value.items() if key not in fields}
+        errors: list[InitErrorDetails] = []
+        section: Self | None = None
+        try:
+            section = handler(own)
+        except ValidationError as error:
+            errors += [cls._located(item) for item in error.errors()]
+        name = own.get("name", cls.model_fields["name"].default)
+        options: dict[str, Any] = {}
+        if isinstance(name, str):
+            try:
+                options = cls._checked(name, rest)
+            except UnknownComponentError as error:
+                where = () if is_short else (cls.key,)
+                errors.append(_error("unknown_component", str(error), where, name))
+            except ValidationError as error:
+                known = [*fields, *cls.kind.options(name).model_fields]
+                errors += [_detail(item, known) for item in error.errors()]
+        if errors or section is None:
+            raise ValidationError.from_exception_data(cls.__name__, errors)
+        assert section.__pydantic_extra__ is not None
+        section.__pydantic_extra__.update(options)
+        return section
+
+    @classmethod
+    def _located(cls, item: Any) -> InitErrorDetails:
+        loc = tuple(cls.key if part == "name" else part for part in item["loc"])
+        return _detail({**item, "loc": loc})
+
+    @classmethod
+    def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
+        given = {key: value for key, value in given.items() if not cls.kind.ignores(name, key)}
+        options = cls.kind.options(name).model_validate(given)
+        # A user's own defaults need not be plain data; where they are not given, its code has them.
+        fields = type(options).model_fields if cls.kind.is_built_in(name) else options.model_fields_set
+        return {
+            **{key: getattr(options, key) for key in fields if key in type(options).model_fields},
+            **(options.model_extra or {}),
+        }
+
+    @model_serializer(mode="wrap")
+    def _dump(self, handler: Callable[[Any], dict[str, Any]]) -> Any:
+        """The name first; alone where that is all."""
+        dumped = handler(self)
+        own = {key: value for key, value in dumped.items() if key in type(self).model_fields}
+        options = {key: value for key, value in dumped.items() if key not in own}
+        name = own.pop("name")
+        return {self.key: name, **options, **own} if options or own else name
+
+
+def _error(kind: str, message: str, loc: tuple[str | int, ...], value: Any) -> InitErrorDetails:
+    error = PydanticCustomError(kind, message)
+    return InitErrorDetails(type=error, loc=loc, input=value)
+
+
+def _detail(item: Any, known: list[str] | None = None) -> InitErrorDetails:
+    message = item["msg"]
+    if item["type"] == "extra_forbidden" and known is not None:
+        name = str(item["loc"][-1])
+        message = "unknown key" + (did_you_mean(name, known) or f"; known here: {', '.join(known)}")
+    if item["type"] == "literal_error" and isinstance(item["input"], str):
+        options = item["ctx"]["expected"].replace(" or ", ",").split(",")
+        message += did_you_mean(item["input"], [option.strip(" '") for option in options])
+    return _error(item["type"], message, item["loc"], item["input"])
+
+
+def default(section: type[Component], name: str) -> Any:
+    """A field whose value, where a file has none, is the component of this name with its defaults."""
+    return Field(default_factory=lambda: section.model_validate(name))

@@ -1,0 +1,44 @@
+"""The network before any training: what is pruned at initialization, and what is gone back to."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from prunetune import models
+from prunetune.config.schema import InitializerConfig
+from prunetune.engine.seeds import seed_of
+from prunetune.stages.stage import Origin, Place, Stage, Step
+from prunetune.stages.state import state_of
+from prunetune.store import Artefact
+
+
+@final
+@dataclass(frozen=True)
+class Initial(Stage):
+    """A network as its constructor and an initializer make it; `redrawn`: from another seed.
+
+    It is made anew wherever it is needed, which is quicker than reading it.
+    """
+
+    origin: Origin
+    initializer: InitializerConfig | None
+    redrawn: bool = False
+
+    is_stored: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """`initial`."""
+        return "initial"
+
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Yields nothing; the tensors are the network's parameters and buffers."""
+        seed = seed_of(self.origin.seed, "redraw") if self.redrawn else None
+        model = self.origin.build(place, seed)
+        if self.initializer is not None:
+            drawn = seed_of(self.origin.seed if seed is None else seed, "initializer")
+            models.initialize(model, self.initializer, seed=drawn)
+        yield from ()
+        return Artefact(state_of(model), {"status": "complete"})

@@ -1,0 +1,134 @@
+"""From a configuration to the stages that it asks for: the only place that reads both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, final
+
+from prunetune.config import space
+from prunetune.config.canonical import is_active
+from prunetune.config.document import Document
+from prunetune.config.reading import validate
+from prunetune.config.schema import Config
+from prunetune.stages.initial import Initial
+from prunetune.stages.post_pruning import Closing, PostPruning
+from prunetune.stages.pre_pruning import PrePruning
+from prunetune.stages.pruning import Masks, Retraining, Selection
+from prunetune.stages.stage import Origin, Stage, lineage
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """All stages of a configuration, up to the last."""
+
+    final: PostPruning
+
+    @cached_property
+    def stages(self) -> list[Stage]:
+        """In an order in which they can run, each once."""
+        return lineage(self.final)
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The keys of all that running it may leave in the store, by the stages' names."""
+        return {stage.name: stage.key for stage in self.stages if stage.is_stored}
+
+    @property
+    def shared(self) -> list[str]:
+        """The keys of the trained stages from which other configurations may start, too."""
+        return [stage.key for stage in self.stages if stage.is_shared]
+
+    @property
+    def network(self) -> PrePruning | None:
+        """The stage of the pre-pruned network, or None where none is trained."""
+        whole = [s for s in self.stages if isinstance(s, PrePruning) and s.until is None]
+        return whole[0] if whole else None
+
+
+def plan(config: Config, data_digest: str) -> Plan:
+    """The stages of a configuration with one density; `data_digest` as in `Dataset`."""
+    pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
+    origin = Origin(
+        data=data_digest,
+        batch_size=config.data.batch_size,
+        augmentation=config.data.augmentation,
+        model=config.model,
+        seed=config.seed,
+        precision=config.precision,
+    )
+    initializer = None if pre is None else pre.initializer
+    network: Stage = Initial(origin, initializer)
+    rewound: Stage | None = network if pruning.rewind == "init" else None
+    if pre is not None:
+        aims = pre.mask is not None and getattr(pre.mask.component, "aims_at_density", False)
+        density = config.density if aims else None
+        network = PrePruning(origin, pre, density)
+        if isinstance(pruning.rewind, int):
+            rewound = PrePruning(origin, pre, density, until=pruning.rewind)
+    disturbance = pruning.sanity_check if pruning.sanity_check in ("shuffle", "invert") else None
+    is_unstructured = pruning.structure == "unstructured"
+    selection = Selection(
+        criterion=pruning.criterion,
+        scoring_rounds=pruning.scoring_rounds,
+        samples_per_class=pruning.samples_per_class,
+        allocation=pruning.allocation if is_unstructured else "global",
+        dense_layers=pruning.dense_layers if is_unstructured else "none",
+        structure=pruning.structure,
+        disturbance=disturbance,
+    )
+    schedule = pruning.schedule
+    closing: Closing | None = None
+    earlier: Masks | None = None
+    density_now = config.density
+    if schedule.name == "iterative":
+        for number in range(1, schedule.rounds):
+            target = config.density ** (number / schedule.rounds)
+            earlier = Masks(origin, network, selection, target, earlier, number)
+            network = Retraining(
+                origin,
+                rewound if rewound is not None else network,
+                earlier,
+                # Without pre-pruning the rounds are trained as the last stage is.
+                (pre or post).optimizer,
+                schedule.epochs,
+                number,
+            )
+    elif schedule.name == "gradual":  # all weights stay for now: the last stage prunes while it trains
+        density_now = 1.0
+        closing = Closing(
+            config.density,
+            schedule.start,
+            schedule.end,
+            schedule.every,
+            selection.allocation,
+            selection.dense_layers,
+        )
+    masks = Masks(origin, network, selection, density_now, earlier)
+    start = rewound if rewound is not None else network
+    if pruning.sanity_check == "redraw":
+        start = Initial(origin, initializer, redrawn=True)
+    return Plan(PostPruning(origin, masks, start, post, closing))
+
+
+class Budget(NamedTuple):
+    """Epochs of a trial: before pruning, between its rounds (or to rewind to), and after it."""
+
+    pre_pruning: int
+    rounds: int
+    post_pruning: int
+
+
+def most_epochs(template: Mapping[str, Any]) -> Budget:
+    """The most epochs that each part of a trial can have over a space."""
+    most = Budget(0, 0, 0)
+    for assignment in space.assignments(template, is_active):
+        config = validate(space.at(template, assignment, is_active), Document("sweep", {}))
+        stages = plan(config.at(config.densities[0]), "")
+        before = [stage for stage in stages.stages if stage.is_shared]
+        whole = sum(stage.epochs for stage in before if stage is stages.network)
+        here = Budget(whole, sum(stage.epochs for stage in before) - whole, stages.final.epochs)
+        most = Budget(*map(max, most, here))
+    return most
