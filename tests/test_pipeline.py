@@ -1,4 +1,14 @@
-"""The invariants of DESIGN section 5 over the whole pipeline, and what is computed only once."""
+"""The project's invariants over the whole pipeline, and what is computed only once.
+
+1. A mask of density d over n weights keeps exactly floor(d·n) of them, ties included.
+2. A pruned weight is exactly zero after every optimizer step, and in what is saved.
+3. The same configuration gives the same bits on a CPU, interrupted and resumed anywhere or not.
+4. After the horizons the network is the original one: no smoothing, plain ReLU, no skip.
+6. What is in the store is whole; a damaged entry is reported, set aside and computed again.
+7. A trial that diverges or collapses is a result with a status.
+
+The fifth, that trials are compared only within a density, is in `search/test_early_stopping.py`.
+"""
 
 from __future__ import annotations
 
