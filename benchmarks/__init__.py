@@ -6,5 +6,5 @@
 - `orchestration`: what a sweep adds to a trial's training.
 - `scaling`: more workers.
 - `history`: thousands of past trials.
-- `tables`: the README's tables, from the committed results.
+- `tables`: the tables of docs/benchmarks.md, from the committed results.
 """

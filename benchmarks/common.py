@@ -117,7 +117,7 @@ def show(text: str, written: Path | None) -> None:
     """Print a benchmark's tables, and where its result went."""
     print(text, flush=True)
     if written is not None:
-        print(f"written: {written}; `python -m benchmarks.tables` puts it into README.md", flush=True)
+        print(f"written: {written}; `python -m benchmarks.tables` puts it into the docs", flush=True)
 
 
 def where(document: Mapping[str, Any]) -> str:

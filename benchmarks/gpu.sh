@@ -2,8 +2,8 @@
 # On a machine with a GPU: the tests that need one, then the benchmarks that measure one.
 #   bash benchmarks/gpu.sh FOLDER [DATA]      results go to FOLDER; DATA has MNIST (default: data)
 # The tests and the first two benchmarks take some minutes and need no Ray; the last one needs Ray, Optuna and MLflow,
-# and is left out where they are not installed. Results are put beside the others in benchmarks/results, and into the
-# README by `python -m benchmarks.tables`.
+# and is left out where they are not installed. Results are put beside the others in benchmarks/results, and into
+# docs/benchmarks.md by `python -m benchmarks.tables`.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?FOLDER} data=${2:-data} status=0

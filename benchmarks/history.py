@@ -263,7 +263,7 @@ def render(document: Mapping[str, Any]) -> str:
     goals = [common.judged(name, value, at_most=_GOALS[name]) for name, value in values.items()]
     return "\n".join(
         [
-            f"### After {total:,} trials",
+            f"## After {total:,} trials",
             "",
             common.table([f"{body['densities']} densities × {body['trials']:,} trials", "seconds"], rows),
             "",

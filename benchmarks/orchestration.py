@@ -86,7 +86,7 @@ def render(document: Mapping[str, Any]) -> str:
     ]
     return "\n".join(
         [
-            "### What a sweep adds to a trial",
+            "## What a sweep adds to a trial",
             "",
             common.table(["seconds per trial", "median", "mean"], rows),
             "",

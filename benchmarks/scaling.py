@@ -146,7 +146,7 @@ def render(document: Mapping[str, Any]) -> str:
     goal = common.judged(what, efficiency(runs[0], last), at_least=_GOAL)
     return "\n".join(
         [
-            "### More workers",
+            "## More workers",
             "",
             common.table(["workers", "trials", "seconds", "trials per hour", "busy", "ending, s"], rows),
             "",

@@ -210,7 +210,7 @@ def render(document: Mapping[str, Any]) -> str:
     body = document["results"]
     gpu = document["device"] == "gpu"
     rates = body["rates"]
-    lines = [f"### A training step on the {'GPU' if gpu else 'CPU'}", ""]
+    lines = [f"## A training step on the {'GPU' if gpu else 'CPU'}", ""]
     for name, found in body["workloads"].items():
         medians = {kind: common.median(values) for kind, values in found["seconds_per_step"].items()}
         flops = step_flops(found["macs"], found["batch"])

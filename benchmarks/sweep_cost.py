@@ -142,7 +142,7 @@ def render(found: Mapping[str, Any]) -> str:
     header = ["way", "wall time", "cheaper", "epochs", *(f"d = {d}" for d in densities)]
     return "\n".join(
         [
-            "### What a sweep costs",
+            "## What a sweep costs",
             "",
             common.table(header, rows),
             "",

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md anew, from the results in `benchmarks/results/`."""
+"""Writes the tables of docs/benchmarks.md anew, from the results in `benchmarks/results/`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks import common, history, orchestration, scaling, step_time, sweep_cost, vectorized
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
@@ -21,7 +21,7 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scaling": scaling.render,
     "history": history.render,
 }
-"""Benchmarks in the README's order, and what makes their results Markdown."""
+"""Benchmarks in the page's order, and what makes their results Markdown."""
 
 
 def tables(folder: Path = common.RESULTS) -> str:
@@ -47,8 +47,8 @@ def replaced(text: str, tables: str) -> str:
 
 def main() -> None:
     """The command."""
-    README.write_text(replaced(README.read_text(encoding="utf-8"), tables()), encoding="utf-8")
-    print(f"written: {README}")
+    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
+    print(f"written: {PAGE}")
 
 
 if __name__ == "__main__":

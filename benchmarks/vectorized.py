@@ -106,7 +106,7 @@ def render(document: Mapping[str, Any]) -> str:
     )
     return "\n".join(
         [
-            f"### Trials side by side on {'a GPU' if document['device'] == 'gpu' else 'a CPU core'}",
+            f"## Trials side by side on {'a GPU' if document['device'] == 'gpu' else 'a CPU core'}",
             "",
             common.table(header, rows),
             "",

@@ -406,8 +406,8 @@ def test_committed_results_name_no_place_of_the_machine() -> None:
         assert not re.search(r"[\"=]/|[A-Z]:\\\\", path.read_text(encoding="utf-8")), path.name
 
 
-def test_the_readme_shows_the_committed_results() -> None:
-    text = tables.README.read_text(encoding="utf-8")
+def test_the_page_shows_the_committed_results() -> None:
+    text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.replaced(text, tables.tables()) == text
 
 
