@@ -174,7 +174,7 @@ class Host:
         self._wait_for_sshd()
 
     def run(
-        self, command: str, *, check: bool = True, timeout: float = 300, **environment: str
+        self, command: str, *, check: bool = True, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """A command in a shell on the host's console."""
         ran = subprocess.run(
@@ -183,7 +183,6 @@ class Host:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=timeout,
             check=False,
         )
         assert not check or ran.returncode == 0, f"{self.name}: {command}\n{ran.stdout}"
@@ -207,7 +206,7 @@ class Host:
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError, StopIteration):
                 os.kill(self._init(), signal.SIGKILL)  # PID 1 of the namespace: the kernel ends the rest
-            self._process.wait(timeout=30)
+            self._process.wait()
 
     def _mounts(self) -> Iterator[str]:
         """Commands that give the host its own /tmp and home, with what must be seen on all hosts in them."""
@@ -236,8 +235,7 @@ class Host:
 
     def _wait_for_sshd(self) -> None:
         log = self.folder / "console.log"
-        for _ in range(100):
-            if "Server listening" in log.read_text():
-                return
+        assert self._process is not None
+        while "Server listening" not in log.read_text():
+            assert self._process.poll() is None, f"sshd has not started: {log.read_text()}"
             time.sleep(0.1)
-        raise AssertionError(f"sshd has not started: {log.read_text()}")

@@ -47,7 +47,7 @@ def main() -> None:
             for hosts in HOSTS:
                 cluster.worker(f"worker{hosts}", 10 + hosts)
                 cluster.up(*(["--no-restart"] if hosts > 1 else []))
-                wait_for(lambda: len(cluster.nodes()) == hosts + 1, f"{hosts} workers")  # noqa: B023
+                wait_for(lambda: len(cluster.nodes()) == hosts + 1)  # noqa: B023
                 slots = sum(resources.get("CPU", 0) for resources in cluster.nodes().values())
                 rate = trials_per_hour(cluster, hosts)
                 print(f"{hosts} hosts, {slots:g} workers: {rate:,.0f} trials per hour", flush=True)

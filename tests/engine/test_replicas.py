@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -242,6 +242,7 @@ def test_what_is_wrong_is_said_by_every_replica(seen: list[Tree]) -> None:
         assert one["same"] == "the masks differ between workers 0 and 1: m"
 
 
+@settings(deadline=None)
 @given(count=st.integers(1, 1000), size=st.integers(1, 20))
 def test_the_parts_make_up_the_whole_and_differ_by_one_at_most(count: int, size: int) -> None:
     parts = [range(count)[Replicas(rank, size).part(count)] for rank in range(size)]

@@ -40,9 +40,13 @@ import ray
 from torch import nn
 
 LOG = Path(__file__).parent / "steps"
+HOLD = Path(__file__).parent / "hold"
 
 class Slow(nn.Sequential):
-    # Logs the node of each training step; an epoch of five takes more than a second.
+    # Logs the node of each training step; an epoch of five takes more than a second. While the file `hold` is
+    # there, a process waits in the step whose number it holds.
+    steps = 0
+
     def __init__(self, input_shape, num_classes):
         c, h, w = input_shape
         super().__init__(nn.Flatten(), nn.Linear(c * h * w, num_classes))
@@ -52,6 +56,9 @@ class Slow(nn.Sequential):
             time.sleep(0.25)
             with open(LOG, "a") as log:
                 log.write(ray.get_runtime_context().get_node_id() + chr(10))
+            Slow.steps += 1
+            while HOLD.exists() and Slow.steps >= int(HOLD.read_text()):
+                time.sleep(0.1)
         return super().forward(x)
 """
 
@@ -94,7 +101,7 @@ def start(folder: Path, cluster: Cluster, *overrides: str) -> subprocess.Popen[s
 
 
 def finish(folder: Path, process: subprocess.Popen[str], code: int = 0) -> str:
-    process.wait(timeout=300)
+    process.wait()
     out = (folder / "out").read_text()
     assert process.returncode == code, out
     assert "Traceback" not in out
@@ -119,8 +126,10 @@ def records(folder: Path) -> list[dict[str, Any]]:
 
 def test_nodes_that_join_are_used_and_nodes_that_leave_cost_an_epoch(folder: Path, cluster: Cluster) -> None:
     first = cluster.add_node(num_cpus=1)
+    hold = folder / "hold"
+    hold.write_text(str(2 * STEPS + 1))
     process = start(folder, cluster)
-    wait_for(lambda: steps(folder)[first.node_id], process, folder)
+    wait_for(lambda: steps(folder)[first.node_id] == 2 * STEPS + 1, process, folder)
     shutil.rmtree(folder / "pictures")  # the data came with the sweep
     groups = [group["state"] for group in ray.util.placement_group_table().values()]
     assert groups.count("CREATED") == 1
@@ -128,14 +137,16 @@ def test_nodes_that_join_are_used_and_nodes_that_leave_cost_an_epoch(folder: Pat
 
     second = cluster.add_node(num_cpus=1)
     wait_for(lambda: steps(folder)[second.node_id], process, folder)
-    wait_for(lambda: steps(folder)[first.node_id] > 2 * STEPS, process, folder)
     cluster.remove_node(first, allow_graceful=False)
+    hold.unlink()
 
     finish(folder, process)
     found = records(folder)
     assert [record["status"] for record in found] == ["complete"] * TRIALS
     assert all([entry["epoch"] for entry in r["curve"]] == list(range(1, EPOCHS + 1)) for r in found)
-    assert TRIALS * EPOCHS * STEPS <= sum(steps(folder).values()) <= (TRIALS * EPOCHS + 1) * STEPS
+    # Lost are the step under way and, where a checkpoint took long to write, the epoch before it.
+    lost = sum(steps(folder).values()) - TRIALS * EPOCHS * STEPS
+    assert 0 < lost <= STEPS + 1
     assert not list(folder.glob("runs/tiny/probe*"))
 
 
@@ -163,10 +174,15 @@ def test_a_node_that_joins_with_another_version_is_told_once_and_left_out(
     folder: Path, cluster: Cluster, older: dict[str, str]
 ) -> None:
     good = cluster.add_node(num_cpus=1)
+    hold = folder / "hold"
+    hold.write_text("1")
     process = start(folder, cluster, "search.trials_per_density=3")
     wait_for(lambda: steps(folder)[good.node_id], process, folder)
     cluster.add_node(num_cpus=1, env_vars=older)
+    told = "no trial is run on this node: prunetune is"
+    wait_for(lambda: told in (folder / "out").read_text(), process, folder)
+    hold.unlink()
     out = finish(folder, process)
-    assert out.count("no trial is run on this node: prunetune is") == 1
+    assert out.count(told) == 1
     assert [record["status"] for record in records(folder)] == ["complete"] * 3
     assert set(steps(folder)) == {good.node_id}
