@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sweep test check lint types install clean
+.PHONY: sweep test check lint types docs install clean
 
 sweep: install
 	$(BIN)/python -m prunetune.sweep sweeps/digits.yaml
@@ -11,7 +11,7 @@ sweep: install
 test: install
 	$(BIN)/python -m pytest
 
-check: lint types test
+check: lint types docs test
 
 lint: install
 	$(BIN)/ruff check .
@@ -19,6 +19,10 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python docs/cards.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet  # into build/site; needs no network
 
 install: $(VENV)/.installed
 
