@@ -58,7 +58,7 @@ def test_dashboard_and_mlflow_are_on_the_loopback(cluster: Cluster) -> None:
 def test_nobody_gets_in_without_the_token(cluster: Cluster) -> None:
     script = f"import ray; ray.init(address='{cluster.head.address}:6379'); print('IN')"
     worker = cluster.network.hosts["worker1"]
-    command = f'. ~/.prunetune.sh; RAY_AUTH_TOKEN={64 * "0"} timeout 60 python -c "{script}"'
+    command = f'. ~/.prunetune.sh; RAY_AUTH_TOKEN={64 * "0"} python -c "{script}"'
     ran = worker.run(command, check=False)
     assert ran.returncode != 0
     assert "IN" not in ran.stdout.splitlines()
