@@ -372,7 +372,8 @@ def main(arguments: list[str]) -> int:
     there = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
     changed = sorted(name for name in {*wanted, *there} if wanted.get(name) != there.get(name))
     if given.check:
-        print("\n".join(f"not what docs/cards.py writes: docs/methods/{name}" for name in changed))
+        for name in changed:
+            print(f"not what docs/cards.py writes: docs/methods/{name}")
         return 1 if changed else 0
     FOLDER.mkdir(exist_ok=True)
     for name in changed:
