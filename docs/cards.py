@@ -21,7 +21,17 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from prunetune import registry
+
 FOLDER = Path(__file__).parent / "methods"
+
+REGISTERED = {
+    "criterion": registry.CRITERIA,
+    "initializer": registry.INITIALIZERS,
+    "mask": registry.MASKS,
+    "dynamic": registry.DYNAMICS,
+}
+"""The kinds whose methods are found in the registry."""
 
 
 @dataclass(frozen=True)
@@ -241,19 +251,13 @@ NOTES: dict[tuple[str, str], Note] = {
 
 
 def methods() -> Iterator[tuple[str, str, Any]]:
-    """(kind, name, object) of every method; the object has the docstring.
-
-    The one place that knows where methods are listed.
-    """
+    """(kind, name, object) of every method; the object has the docstring."""
     from prunetune.config import schema
-    from prunetune.sparsity import allocation, criteria, dynamic, initializers, masks, rescaling, smoothing
+    from prunetune.sparsity import allocation, dynamic, rescaling, smoothing
 
-    for name, function in criteria.CRITERIA.items():
-        yield "criterion", name, function
-    for name, function in initializers.INITIALIZERS.items():
-        yield "initializer", name, function
-    yield "mask", "penalty", masks.regularizer
-    yield "mask", "target", dynamic.project_to_count
+    for kind, registered in REGISTERED.items():
+        if kind != "dynamic":
+            yield from ((kind, name, registered.find(name)) for name in registered.names if name != "default")
     for name, counts in allocation.LAYER_COUNTS.items():
         yield "allocation", name, counts or allocation.top_k
     yield "structure", "channel", allocation.channels
@@ -261,8 +265,8 @@ def methods() -> Iterator[tuple[str, str, Any]]:
     yield "schedule", "one_shot", schema.PruningScheduleConfig
     yield "schedule", "iterative", schema.PruningScheduleConfig
     yield "schedule", "gradual", dynamic.cubic_density
-    for name, function in dynamic.GROWTH.items():
-        yield "dynamic", name, function
+    for name in REGISTERED["dynamic"].names:
+        yield "dynamic", name, REGISTERED["dynamic"].find(name)
     yield "rescaling", "rescaled_init", rescaling.rescale
     yield "soft", "label_smoothing", schema.LabelSmoothingConfig
     yield "soft", "soft_activation", smoothing.pswish
@@ -276,18 +280,15 @@ _NAMES = ("name", "method")
 def options(kind: str, name: str, method: Any) -> list[tuple[str, str, str, str]]:
     """(dotted key, default, rule, meaning) of a method's options.
 
-    They are the fields of the method's section in a sweep file; where a kind has none, the keyword-only
-    parameters of the method itself.
+    They are the fields of the method's section in a sweep file; of a registered method its own, too.
     """
     note, described = NOTES.get((kind, name)), KINDS[kind]
     section = described.section.format(name=name)
-    if not section:
-        return [
-            (parameter.name, _shown(parameter.default), "", "")
-            for parameter in inspect.signature(method).parameters.values()
-            if parameter.kind is parameter.KEYWORD_ONLY and parameter.name != "generator"
-        ]
-    fields = {key: field for key, field in _section(section).model_fields.items() if key not in _NAMES}
+    fields = {}
+    if section:
+        fields = {key: field for key, field in _section(section).model_fields.items() if key not in _NAMES}
+    if kind in REGISTERED:
+        fields |= REGISTERED[kind].options(name).model_fields
     if note is not None and note.options is not None:
         wanted: Iterable[str] = note.options
     else:

@@ -55,13 +55,14 @@ def test_a_cards_hyperparameters_are_those_of_the_schema() -> None:
     assert [key.rpartition(".")[2] for key in rows] == ["start", "end", "every"]
 
 
-def test_where_a_kind_has_no_section_the_options_are_keyword_only_parameters() -> None:
-    def method(scene: object, *, power: float = 2.0, strict: bool, generator: object) -> None: ...
-
-    assert cards.options("initializer", "new", method) == [
-        ("power", "`2.0`", "", ""),
-        ("strict", "required", "", ""),
+def test_a_registered_methods_options_are_those_of_its_signature() -> None:
+    rows = {key: rest for key, *rest in cards.options("mask", "target", None)}
+    assert rows["pre_pruning.mask.target_warmup"] == [
+        "`0.7`",
+        "> 0, ≤ 1",
+        "share of the stage until the target count",
     ]
+    assert "pre_pruning.mask.lambda2" not in rows
 
 
 def test_a_changed_card_is_told_and_written_anew(

@@ -17,18 +17,23 @@ from prunetune.sparsity import schedules
 from prunetune.sparsity.dynamic import cubic_density, shift_to_count
 from prunetune.sparsity.masks import LearnableMask
 
-Lambda = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(gt=0, le=1)]
+Lambda1 = Annotated[float, Field(ge=0, description="weight of Σ M(1−M)")]
+Lambda2 = Annotated[float, Field(ge=0, description="weight of Σ M")]
+Warmup = Annotated[float, Field(ge=0, le=1, description="share of the stage with λ2 rising from 0")]
+TargetWarmup = Annotated[float, Field(gt=0, le=1, description="share of the stage until the target count")]
+Start = Annotated[float, Field(gt=0, le=1, description="every M at the start")]
+StepSize = Annotated[float, Field(gt=0, description="Adam's step size for M")]
 
 _SHIFTS = vmap(shift_to_count)
 
 
 @final
 class Penalty:
-    """Each step computes with θ⊙B, B ~ Bernoulli(M); λ1 Σ M(1−M) + λ2 Σ M enters M's gradient.
+    """Each step computes with θ⊙B, B ~ Bernoulli(M); λ1 Σ M(1−M) + λ2 Σ M is added to the loss.
 
-    λ2 rises from 0 over the first `lambda2_warmup` of the stage; every M starts at `initial`, and Adam steps
-    M with `lr`. Sums are over all prunable weights.
+    This is the paper's mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it. λ2
+    rises from 0 over the first `lambda2_warmup` of the stage; every M starts at `initial`, and Adam steps M
+    with `lr`. Sums are over all prunable weights.
     """
 
     aims_at_density = False
@@ -38,11 +43,11 @@ class Penalty:
         self,
         weights: Mapping[str, nn.Parameter],
         *,
-        lambda1: Lambda = 0.0,
-        lambda2: Lambda = 0.0,
-        lambda2_warmup: Annotated[float, Field(ge=0, le=1)] = 0.0,
-        initial: Share = 0.5,
-        lr: Annotated[float, Field(gt=0)] = 0.02,
+        lambda1: Lambda1 = 0.0,
+        lambda2: Lambda2 = 0.0,
+        lambda2_warmup: Warmup = 0.0,
+        initial: Start = 0.5,
+        lr: StepSize = 0.02,
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
@@ -84,7 +89,7 @@ class Penalty:
 
 @final
 class Target:
-    """A Bernoulli mask whose expected number of open weights, Σ M, is set instead of pushed.
+    """A Bernoulli mask (paper, section 3.1) whose expected number of open weights, Σ M, is set, not pushed.
 
     After every step M is projected on the count of the density asked for, which falls, on a cubic schedule,
     from the initial one over `target_warmup` of the stage. So no λ2 has to be found per density, but
@@ -98,10 +103,10 @@ class Target:
         weights: Mapping[str, nn.Parameter],
         *,
         density: float,
-        lambda1: Lambda = 0.0,
-        target_warmup: Share = 0.7,
-        initial: Share = 0.5,
-        lr: Annotated[float, Field(gt=0)] = 0.02,
+        lambda1: Lambda1 = 0.0,
+        target_warmup: TargetWarmup = 0.7,
+        initial: Start = 0.5,
+        lr: StepSize = 0.02,
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
