@@ -24,7 +24,7 @@ from prunetune.errors import UserError
 from prunetune.stages import post_pruning
 from prunetune.stages.plan import Plan, plan
 from prunetune.stages.stage import Place, Step
-from prunetune.store import Store
+from prunetune.store import Artefacts, Store
 
 Yielded = TypeVar("Yielded")
 Returned = TypeVar("Returned")
@@ -147,7 +147,7 @@ def training_store(config: Config) -> Store:
 def run(
     config: Config,
     *,
-    store: Store,
+    store: Artefacts,
     device: str = "cpu",
     owner: str = "run",
     checkpoint_interval: float = 5.0,
@@ -178,7 +178,7 @@ def run(
 def steps(
     config: Config,
     *,
-    store: Store,
+    store: Artefacts,
     device: str = "cpu",
     owner: str = "run",
     checkpoint_interval: float = 5.0,
