@@ -88,9 +88,14 @@ def parse(document: Document) -> dict[str, Any]:
     return template
 
 
+def is_distribution(node: Any) -> bool:
+    """Whether this part of a file is a distribution; `parse` says whether it is a right one."""
+    return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in _KINDS
+
+
 def _parse(node: Any, key: str, document: Document) -> Any:
     if isinstance(node, dict):
-        if len(node) == 1 and next(iter(node)) in _KINDS:
+        if is_distribution(node):
             ((kind, argument),) = node.items()
             return _distribution(kind, argument, key, document)
         return {name: _parse(child, join(key, str(name)), document) for name, child in node.items()}
