@@ -26,6 +26,7 @@ LAYERS = (
     ("search",),
     ("trackers",),
     ("execution",),
+    ("tune",),  # for a `tune.Tuner` of one's own
     ("cli",),
     ("sweep", "train", "report"),
     ("__main__",),
@@ -115,7 +116,7 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-HOMES = {"ray": {"execution"}, "optuna": {"search"}, "mlflow": {"trackers"}}
+HOMES = {"ray": {"execution", "tune"}, "optuna": {"search"}, "mlflow": {"trackers"}}
 """Frameworks, and the rooms that import them, beside the commands."""
 
 

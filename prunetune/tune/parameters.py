@@ -1,0 +1,85 @@
+"""A trial's parameters, as Tune draws them, over the configuration that trials have in common."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from prunetune.config.canonical import section_at
+from prunetune.config.component import Component
+from prunetune.config.distributions import is_distribution
+from prunetune.config.document import Document
+from prunetune.errors import UserError
+
+HERE = "param_space"
+"""Where a parameter was written, for messages."""
+
+
+def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values by dotted key. Raises UserError where a key is no such key or is there twice.
+
+    >>> flat({"density": 0.1, "data.limit": 300, "model": {"name": "mlp", "hidden": (8, 8)}})
+    {'densities': [0.1], 'data.limit': 300, 'model.name': 'mlp', 'model.hidden': [8, 8]}
+    """
+    found: dict[str, Any] = {}
+    for key, value in _leaves(parameters, ""):
+        if key == "density":
+            key, value = "densities", [value]
+        if not all(key.split(".")):
+            raise UserError(f"{HERE}: {key!r}: expected a dotted key")
+        if key in found:
+            raise UserError(f"{HERE}: {key} = {value!r}: this key is written twice")
+        found[key] = value
+    return found
+
+
+def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    """Without NumPy's scalars, which some of Tune's distributions give."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def over(base: Document, values: Mapping[str, Any], place: str) -> Document:
+    """`base` with values by dotted key over it, which were written at `place`.
+
+    Shorter keys come first; what is below one that was set to None is left out. A distribution on the way is
+    replaced. Raises ConfigError where what is on the way is no mapping.
+    """
+    tree, places = copy.deepcopy(base.tree), dict(base.places)
+    off: list[str] = []
+    for key in sorted(values, key=lambda key: key.count(".")):
+        if key.startswith(tuple(off)):
+            continue
+        *parents, last = key.split(".")
+        node = tree
+        for depth, part in enumerate(parents, start=1):
+            child = node.get(part)
+            if child is None or is_distribution(child):
+                child = node[part] = {}
+            section = section_at(".".join(parents[:depth]))
+            if isinstance(child, str) and section is not None and issubclass(section, Component):
+                child = node[part] = {section.key: child}  # `adam` is short for `{name: adam}`
+            if not isinstance(child, dict):
+                rule = f"is not a mapping, so {key} cannot be set"
+                raise Document(base.source, tree, places).problem(".".join(parents[:depth]), rule, child)
+            node = child
+        if values[key] is None:
+            off.append(f"{key}.")
+        if values[key] != {} or not isinstance(node.get(last), dict) or is_distribution(node[last]):
+            node[last] = values[key]
+            places = {name: where for name, where in places.items() if not f"{name}.".startswith(f"{key}.")}
+        places[key] = place
+    return Document(base.source, tree, places)
