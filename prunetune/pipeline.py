@@ -25,6 +25,7 @@ from prunetune.stages import post_pruning
 from prunetune.stages.plan import Plan, plan
 from prunetune.stages.stage import Place, Step
 from prunetune.store import Artefacts, Store
+from prunetune.tasks import Metric, accuracy, metric_of
 
 Yielded = TypeVar("Yielded")
 Returned = TypeVar("Returned")
@@ -55,16 +56,18 @@ class Outcome(Generic[Yielded, Returned]):
 class PipelineResult:
     """What a configuration gave.
 
-    `status` is complete, collapsed (nothing left to prune, or chance accuracy) or diverged. Accuracies are in
-    [0, 1]; None where training ended before post-pruning did. `epochs_run` were trained now, `epochs_reused`
-    were in the store. `keys` are the store's keys of the stages by name. `state` holds the final parameters
-    and buffers by name, `masks` the boolean masks by weight name.
+    `status` is complete, collapsed (nothing left to prune, or no better than chance) or diverged. `val` and
+    `test` are the task's `metric` on the validation and test splits, such as the accuracy in [0, 1]; None
+    where training ended before post-pruning did. `epochs_run` were trained now, `epochs_reused` were in the
+    store. `keys` are the store's keys of the stages by name. `state` holds the final parameters and buffers
+    by name, `masks` the boolean masks by weight name.
     """
 
     status: str
     density: float
-    val_accuracy: float | None
-    test_accuracy: float | None
+    metric: Metric
+    val: float | None
+    test: float | None
     nonzero: int
     effective_density: float
     cut_layers: list[str]
@@ -75,13 +78,23 @@ class PipelineResult:
     state: dict[str, Tensor]
     masks: dict[str, Tensor]
 
+    @property
+    def val_accuracy(self) -> float | None:
+        """`val`, where that is an accuracy. Raises AttributeError for another metric."""
+        return accuracy(self.metric.name, self.val)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """`test`, where that is an accuracy. Raises AttributeError for another metric."""
+        return accuracy(self.metric.name, self.test)
+
     def metrics(self) -> dict[str, Any]:
         """The plain values, without tensors and keys."""
         return {
             "status": self.status,
             "density": self.density,
-            "val_accuracy": self.val_accuracy,
-            "test_accuracy": self.test_accuracy,
+            self.metric.val: self.val,
+            self.metric.test: self.test,
             "nonzero": self.nonzero,
             "effective_density": self.effective_density,
             "cut_layers": self.cut_layers,
@@ -190,7 +203,7 @@ def steps(
     this same configuration, each a slice of every batch; the first of them uses the store.
 
     Raises WorkError where they differ in what must be equal, UserError where there are more than a batch
-    has images.
+    has examples.
     """
     started = time.monotonic()
     data = datasets.load(config.data, device)
@@ -217,17 +230,18 @@ def steps(
         if stage is not stages.final and ended.meta["status"] != "complete":
             break
     is_whole = stage is stages.final
-    meta = ended.meta
+    meta, metric = ended.meta, metric_of(config)
     if not is_whole:
         # What an all-zero network gives is known; nothing is known of one that diverged.
         is_known = meta["status"] == "collapsed" and meta["curve"]
-        known = {"val_accuracy": meta["curve"][-1]["val_accuracy"]} if is_known else {}
+        known = {metric.val: meta["curve"][-1][metric.val]} if is_known else {}
         meta = {"status": meta["status"], **known}
     return PipelineResult(
         status=meta["status"],
         density=config.density,
-        val_accuracy=meta.get("val_accuracy"),
-        test_accuracy=meta.get("test_accuracy"),
+        metric=metric,
+        val=meta.get(metric.val),
+        test=meta.get(metric.test),
         nonzero=meta.get("nonzero", 0),
         effective_density=meta.get("effective_density", 0.0),
         cut_layers=meta.get("cut_layers", []),
@@ -241,9 +255,9 @@ def steps(
 
 
 def _check_replicas(replicas: Replicas, config: Config, data: Dataset, stages: Plan) -> None:
-    images = batch_length(data, config.data.batch_size)
-    if replicas.size > images:
-        raise UserError(f"a batch has {images} images: too few for {replicas.size} workers")
+    examples = batch_length(data, config.data.batch_size)
+    if replicas.size > examples:
+        raise UserError(f"a batch has {examples} examples: too few for {replicas.size} workers")
     on_gpu = data.device.type == "cuda"
     here = {
         "data, or the model's code": stages.stages[0].key,

@@ -275,10 +275,21 @@ DATA_SOURCES = Kind(
         "cifar100": "prunetune.data.sources.torchvision:cifar100",
         "parquet": "prunetune.data.sources.parquet:parquet",
         "image_folder": "prunetune.data.sources.image_folder:image_folder",
+        "tabular": "prunetune.data.sources.tabular:tabular",
+        "diabetes": "prunetune.data.sources.diabetes:diabetes",
     },
     positional=1,
 )
 """`data.name`: `source(root, *, options…) -> Source` (`data/dataset.py`)."""
+
+TASKS = Kind(
+    "task",
+    {
+        "classification": "prunetune.tasks.classification:Classification",
+        "regression": "prunetune.tasks.regression:Regression",
+    },
+)
+"""`task`: `task(form, *, options…) -> Task`, a class as `tasks/task.py` has it."""
 
 MODELS = Kind(
     "model",
@@ -292,7 +303,10 @@ MODELS = Kind(
     provided=("input_shape", "num_classes"),
     is_tolerant=False,
 )
-"""`model.name`: makes a `torch.nn.Module`; it gets `input_shape` and `num_classes` if it names them."""
+"""`model.name`: makes a `torch.nn.Module`; it gets `input_shape` and `num_classes` if it names them.
+
+`num_classes` is the number of outputs that the task needs, for classes or not.
+"""
 
 SAMPLERS = Kind(
     "sampler",

@@ -52,6 +52,9 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     if outside:
         name = next(iter(outside))
         raise source.problem(name, "cannot be searched; give a value")
+    for name in space.parameters({key: template[key] for key in ("task",) if key in template}, is_active):
+        if name in ("task", "task.name"):
+            raise source.problem(name, "cannot be searched: trials of two tasks cannot be compared")
     found: dict[str, space.Distribution] = {}
     problems: dict[tuple[str, str], Problem] = {}
     representative: Config | None = None
@@ -95,6 +98,10 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
             yield "pruning.sanity_check", pruning.sanity_check, "has no effect on gradual pruning"
         if post.dynamic is not None:
             yield "post_pruning.dynamic", post.dynamic.name, "cannot be combined with gradual pruning"
+    smoothing = post.label_smoothing
+    if smoothing is not None and not smoothing.is_zero and not config.task.component.gives_logits:
+        rule = f"does not apply: {config.task.name} has no labels to smooth"
+        yield "post_pruning.label_smoothing", smoothing.alpha0, rule
     if pruning.structure != "unstructured" and (schedule.name == "gradual" or post.dynamic is not None):
         yield "pruning.structure", pruning.structure, "gradual and dynamic masks are unstructured"
     if ":" in pruning.structure:

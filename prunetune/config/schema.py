@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from prunetune import registry
 from prunetune.config.component import Component, default
@@ -37,6 +37,12 @@ class DataConfig(Component):
     split_seed: int = Field(0, ge=0, description="draws the validation examples")
     limit: int | None = Field(None, ge=2, description="use at most this many training (and test) examples")
     augmentation: AugmentationConfig | None = None
+
+
+class TaskConfig(Component):
+    """What is learnt; further keys are the task's options."""
+
+    kind: ClassVar = registry.TASKS
 
 
 class ModelConfig(Component):
@@ -132,7 +138,7 @@ class PruningConfig(Section):
     scoring_rounds: int | None = Field(
         None, ge=1, description="prune in so many rounds, scoring anew (null: 100 for synflow, else 1)"
     )
-    samples_per_class: int = Field(10, ge=1, description="images that snip, grasp and taylor look at")
+    samples_per_class: int = Field(10, ge=1, description="examples that snip, grasp and taylor look at")
     allocation: Literal["global", "uniform", "erk"] = "global"
     dense_layers: Literal["none", "first", "last", "both"] = "none"
     structure: Literal["unstructured", "channel", "2:4", "1:4", "4:8"] = "unstructured"
@@ -277,6 +283,7 @@ class Config(Section):
         True, description="on a CPU: pruned layers compute without the inputs and outputs that have no weight"
     )
     cuda_graphs: bool = Field(False, description="on a GPU: steps are recorded once per epoch, and replayed")
+    task: TaskConfig = default(TaskConfig, "classification")
     data: DataConfig
     model: ModelConfig
     densities: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
@@ -300,6 +307,15 @@ class Config(Section):
         if name == "store":
             raise ValueError("is the name of the store's own folder; choose another")
         return name
+
+    @field_validator("data")
+    @classmethod
+    def _as_the_task_wants(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
+        """A source that can give its targets as classes or as numbers gives what the task learns."""
+        task = info.data.get("task")
+        if task is None or data.options.get("targets", "") is not None:
+            return data
+        return data.model_copy(update={"targets": task.component.targets})
 
     @field_validator("densities")
     @classmethod

@@ -1,19 +1,20 @@
-"""Images as whole tensors on one device: loading, splitting, and batches with augmentation."""
+"""Data as whole tensors on one device: loading, splitting, and batches with augmentation."""
 
 from __future__ import annotations
 
 from prunetune.data.batches import augment, batches, evaluation_batches
-from prunetune.data.dataset import Dataset, Source, Split
-from prunetune.data.loading import load, provide, shape_of
+from prunetune.data.dataset import Dataset, Form, Source, Split
+from prunetune.data.loading import form_of, load, provide
 
 __all__ = [
     "Dataset",
+    "Form",
     "Source",
     "Split",
     "augment",
     "batches",
     "evaluation_batches",
+    "form_of",
     "load",
     "provide",
-    "shape_of",
 ]

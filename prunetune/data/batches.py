@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from prunetune.config.schema import AugmentationConfig
 from prunetune.data.dataset import Dataset, Split
+
+Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Stored inputs and targets of a batch, as the network and the loss take them."""
 
 
 def batches(
@@ -19,13 +22,17 @@ def batches(
     order: torch.Generator,
     drawn: torch.Generator,
     part: slice | None = None,
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of training batches: normalized images (B, C, H, W) and labels (B,), in a random order.
+    """One epoch of training batches in a random order: inputs (B, …) and targets (B, …).
+
+    They are as `prepare` makes them; by default inputs are normalized and targets as they are stored.
 
     The last, smaller batch is left out (each epoch a different one, so nothing is never seen), unless
     there is no other. `order` is a CPU generator, `drawn` one on the data's device, for augmentation. With
     `part` that slice of each batch, as it is in the whole.
     """
+    prepare = prepare or _prepared(data)
     n = len(data.train)
     permutation = torch.randperm(n, generator=order).to(data.device)
     size = batch_length(data, batch_size)
@@ -33,14 +40,14 @@ def batches(
         chosen = permutation[start : start + size]
         if part is not None:
             chosen = chosen[part]
-        images = data.train.images.index_select(0, chosen)  # copies whole images; indexing goes by pixel
+        inputs = data.train.inputs.index_select(0, chosen)  # copies whole images; indexing goes by pixel
         if augmentation is not None:
-            images = augment(images, augmentation, generator=drawn, part=part, of=size)
-        yield data.normalize(images), data.train.labels.index_select(0, chosen)
+            inputs = augment(inputs, augmentation, generator=drawn, part=part, of=size)
+        yield prepare(inputs, data.train.targets.index_select(0, chosen))
 
 
 def batch_length(data: Dataset, batch_size: int) -> int:
-    """How many images each batch of `batches` has."""
+    """How many examples each batch of `batches` has."""
     return min(batch_size, len(data.train))
 
 
@@ -50,13 +57,22 @@ def steps_per_epoch(data: Dataset, batch_size: int) -> int:
 
 
 def evaluation_batches(
-    data: Dataset, split: Split, size: int = 1000, part: slice | None = None
+    data: Dataset,
+    split: Split,
+    size: int = 1000,
+    part: slice | None = None,
+    prepare: Prepare | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of a split, or a part of it, in order, normalized, nothing drawn."""
+    """All of a split, or a part of it, in order, nothing drawn; `prepare` as for `batches`."""
+    prepare = prepare or _prepared(data)
     first, last = (0, len(split)) if part is None else (part.start, part.stop)
     for start in range(first, last, size):
         piece = slice(start, min(start + size, last))
-        yield data.normalize(split.images[piece]), split.labels[piece]
+        yield prepare(split.inputs[piece], split.targets[piece])
+
+
+def _prepared(data: Dataset) -> Prepare:
+    return lambda inputs, targets: (data.normalize(inputs), targets)
 
 
 def augment(

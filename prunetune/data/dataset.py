@@ -1,10 +1,10 @@
-"""A decoded data set: uint8 images and labels, split into training, validation and test."""
+"""A decoded data set: inputs and targets, split into training, validation and test."""
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -14,38 +14,103 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, C, H, W) uint8 and labels (N,) int64, on one device."""
+    """Inputs and targets as they are stored, a row per example, on one device.
 
-    images: Tensor
-    labels: Tensor
+    Inputs are images (N, C, H, W) uint8, columns of a table (N, F) float32, or sequences (N, L) int64 of
+    indices into a vocabulary. Targets are classes (N,) int64, numbers (N, T) float32, or sequences (N, L)
+    int64.
+    """
+
+    inputs: Tensor
+    targets: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.targets)
 
     def to(self, device: torch.device) -> Split:
         """The same split on a device."""
-        return Split(self.images.to(device), self.labels.to(device))
+        return Split(self.inputs.to(device), self.targets.to(device))
 
     def take(self, indices: Tensor) -> Split:
         """The examples at `indices`."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.inputs[indices], self.targets[indices])
 
 
 @dataclass(frozen=True)
 class Source:
     """What a data source gives: training examples, from which validation is split off, and test examples.
 
-    A source is a function `source(root, *, options…)` with `data.root` as its first argument.
+    A source is a function `source(root, *, options…)` with `data.root` as its first argument. `classes` is
+    the number of different targets (the size of the vocabulary where targets are sequences); None where
+    targets are numbers.
     """
 
     train: Split
     test: Split
-    classes: int
+    classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Form:
+    """What of the data a network and a task are made for, without the examples themselves.
+
+    `shape` is that of one input. `mean` and `std` (C,) are the training inputs', per channel of images or per
+    column of a table; empty for indices into a vocabulary, which are not normalized. `target_mean` and
+    `target_std` (T,) are those of numbers as targets; None for classes.
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None
+    mean: Tensor
+    std: Tensor
+    target_mean: Tensor | None = None
+    target_std: Tensor | None = None
+
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Stored inputs (B, …) as float32: mean 0, deviation 1 per channel or column over the training set.
+
+        Indices into a vocabulary are given back as they are.
+        """
+        if not len(self.mean):
+            return inputs
+        scale, shift = self._scale_and_shift
+        return inputs.to(torch.float32, copy=True).mul_(scale).add_(shift)
+
+    @cached_property
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Of `normalize`, each (1, C, 1, …); not computed anew at every step."""
+        view = 1, -1, *[1] * (len(self.shape) - 1)
+        return (1 / self.std).view(view), (-self.mean / self.std).view(view)
+
+    @classmethod
+    def unseen(cls, shape: tuple[int, ...], classes: int | None) -> Form:
+        """That of inputs of which no statistics are known: a network can be built for it, not trained."""
+        return cls(shape, classes, torch.zeros(shape[0]), torch.ones(shape[0]))
+
+    def plain(self) -> dict[str, Any]:
+        """As plain data, for a file."""
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in found.items()}
+        return {"input_shape": list(plain.pop("shape")), **plain}
+
+    @classmethod
+    def read(cls, plain: dict[str, Any]) -> Form:
+        """The inverse of `plain`; further keys are left out, statistics of targets may be missing."""
+
+        def tensor(name: str) -> Tensor | None:
+            values = plain.get(name)
+            return None if values is None else torch.tensor(values, dtype=torch.float32)
+
+        mean, std = tensor("mean"), tensor("std")
+        assert mean is not None
+        assert std is not None
+        shape = tuple(plain["input_shape"])
+        return cls(shape, plain["classes"], mean, std, tensor("target_mean"), tensor("target_std"))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the number of classes, and the training images' mean and deviation per channel (C,).
+    """Three splits, the number of classes (None: numbers), and the training set's statistics (`Form`).
 
     `digest` is the SHA-256 of the decoded training and test data and the split: it stands for the data in
     a stage's key, so results stay valid when files move and are not reused when files change.
@@ -54,43 +119,45 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    classes: int
+    classes: int | None
     mean: Tensor
     std: Tensor
     digest: str
+    target_mean: Tensor | None = None
+    target_std: Tensor | None = None
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
-        c, h, w = self.train.images.shape[1:]
-        return c, h, w
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (channels, height, width), (columns,), or (length,)."""
+        return tuple(self.train.inputs.shape[1:])
+
+    @cached_property
+    def form(self) -> Form:
+        """What a network and a task are made for, on the data's device."""
+        return Form(self.shape, self.classes, self.mean, self.std, self.target_mean, self.target_std)
 
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return self.train.images.device
+        return self.train.inputs.device
 
     def to(self, device: torch.device) -> Dataset:
         """The same data on a device."""
-        return Dataset(
-            self.train.to(device),
-            self.validation.to(device),
-            self.test.to(device),
-            self.classes,
-            self.mean.to(device),
-            self.std.to(device),
-            self.digest,
-        )
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        movable = {name: v.to(device) for name, v in values.items() if isinstance(v, Split | Tensor)}
+        return Dataset(**{**values, **movable})
 
     def arrays(self) -> dict[str, Any]:
         """The data on the CPU as arrays that share its memory, by name, and the plain rest."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         tensors = {
-            **{f"{name}.images": split.images for name, split in splits.items()},
-            **{f"{name}.labels": split.labels for name, split in splits.items()},
+            **{f"{name}.inputs": split.inputs for name, split in splits.items()},
+            **{f"{name}.targets": split.targets for name, split in splits.items()},
             "mean": self.mean,
             "std": self.std,
         }
+        if self.target_mean is not None and self.target_std is not None:
+            tensors |= {"target_mean": self.target_mean, "target_std": self.target_std}
         plain = {"classes": self.classes, "digest": self.digest}
         return {**{name: tensor.cpu().numpy() for name, tensor in tensors.items()}, **plain}
 
@@ -104,8 +171,9 @@ class Dataset:
                 return torch.from_numpy(arrays[name])
 
             def split(name: str) -> Split:
-                return Split(tensor(f"{name}.images"), tensor(f"{name}.labels"))
+                return Split(tensor(f"{name}.inputs"), tensor(f"{name}.targets"))
 
+            has_numbers = "target_mean" in arrays
             return cls(
                 split("train"),
                 split("validation"),
@@ -114,32 +182,41 @@ class Dataset:
                 tensor("mean"),
                 tensor("std"),
                 arrays["digest"],
+                tensor("target_mean") if has_numbers else None,
+                tensor("target_std") if has_numbers else None,
             )
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Pixels 0–255 (B, C, H, W) to floats: mean 0, deviation 1 per channel over the training set."""
-        scale, shift = self._scale_and_shift
-        return images.float().mul_(scale).add_(shift)
-
-    @cached_property
-    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Of `normalize`, each (1, C, 1, 1); not computed anew at every step."""
-        return (1 / self.std).view(1, -1, 1, 1), (-self.mean / self.std).view(1, -1, 1, 1)
+    def normalize(self, inputs: Tensor) -> Tensor:
+        """Stored inputs as the network takes them (`Form.normalize`)."""
+        return self.form.normalize(inputs)
 
 
 def split_off_validation(
-    training: Split, test: Split, classes: int, *, fraction: float, seed: int
+    training: Split, test: Split, classes: int | None, *, fraction: float, seed: int
 ) -> Dataset:
-    """A Dataset whose validation split is a random `fraction` of the training images, at least one.
+    """A Dataset whose validation split is a random `fraction` of the training examples, at least one.
 
-    The drawing depends on `seed` and the number of images only, so it is the same on every machine.
+    The drawing depends on `seed` and the number of examples only, so it is the same on every machine.
     """
     n = len(training)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     count = min(max(1, round(n * fraction)), n - 1)
     validation, train = training.take(order[:count]), training.take(order[count:])
-    mean, std = channel_statistics(train.images)
-    return Dataset(train, validation, test, classes, mean, std, _digest(train, validation, test, classes))
+    mean, std = input_statistics(train.inputs)
+    target_mean = target_std = None
+    if classes is None:
+        target_mean, target_std = _statistics(train.targets)
+    content = _digest(train, validation, test, classes)
+    return Dataset(train, validation, test, classes, mean, std, content, target_mean, target_std)
+
+
+def input_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of inputs (N, C, …) per channel or column; (0,) for indices into a vocabulary."""
+    if inputs.dtype == torch.uint8:
+        return channel_statistics(inputs)
+    if inputs.is_floating_point():
+        return _statistics(inputs)
+    return torch.empty(0), torch.empty(0)
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,10 +235,18 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(means).float(), torch.stack(deviations).float()
 
 
-def _digest(train: Split, validation: Split, test: Split, classes: int) -> str:
+def _statistics(numbers: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of numbers (N, C, …) per C, each (C,) float32; deviation 1 of what is constant."""
+    rows = numbers.double().transpose(0, 1).flatten(1)
+    is_constant = (rows == rows[:, :1]).all(1)  # of which rounding may leave a tiny deviation
+    std = rows.std(1, correction=0).masked_fill(is_constant, 1.0)
+    return rows.mean(1).float(), std.float()
+
+
+def _digest(train: Split, validation: Split, test: Split, classes: int | None) -> str:
     sha = hashlib.sha256(str(classes).encode())
     for split in (train, validation, test):
-        sha.update(str(tuple(split.images.shape)).encode())
-        sha.update(split.images.contiguous().numpy().tobytes())
-        sha.update(split.labels.contiguous().numpy().tobytes())
+        for tensor in (split.inputs, split.targets):
+            sha.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
     return sha.hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from prunetune.config.schema import DataConfig
-from prunetune.data.dataset import Dataset, Source, Split, split_off_validation
+from prunetune.data.dataset import Dataset, Form, Source, Split, split_off_validation
 from prunetune.errors import UserError
 
 
@@ -50,10 +50,15 @@ def _remember(key: tuple[DataConfig, str], data: Dataset) -> None:
 def _load(config: DataConfig) -> Dataset:
     source: Source = config.component(config.root, **config.options)
     training, test = source.train, source.test
+    if config.augmentation is not None and training.inputs.dim() != 4:
+        raise UserError(
+            "data.augmentation: is for images (channels, height, width); "
+            f"the inputs of {config.name} have shape {tuple(training.inputs.shape[1:])}"
+        )
     for part, split in (("training", training), ("test", test)):
         if len(split) < 2:
             raise UserError(
-                f"data.root = {config.root!r}: has {len(split)} {part} images; at least 2 are needed"
+                f"data.root = {config.root!r}: has {len(split)} {part} examples; at least 2 are needed"
             )
     if config.limit is not None:
         training, test = _first(training, config.limit), _first(test, config.limit)
@@ -62,13 +67,10 @@ def _load(config: DataConfig) -> Dataset:
     )
 
 
-def shape_of(config: DataConfig) -> tuple[tuple[int, int, int], int]:
-    """((C, H, W), classes) without loading, where the name alone says it; else from the loaded data."""
-    known: tuple[tuple[int, int, int], int] | None = getattr(config.component, "known", None)
-    if known is not None:
-        return known
-    data = load(config)
-    return data.shape, data.classes
+def form_of(config: DataConfig) -> Form:
+    """What the data are like, without loading where the name alone says it (then without statistics)."""
+    known: tuple[tuple[int, ...], int | None] | None = getattr(config.component, "known", None)
+    return load(config).form if known is None else Form.unseen(*known)
 
 
 def _first(split: Split, count: int) -> Split:

@@ -24,9 +24,9 @@ from prunetune.sparsity.masks import FixedMask, prunable
 logger = logging.getLogger(__name__)
 
 _PAYS = 2**18
-"""Weights to be saved × images in a batch: what one core multiplies while it picks the inputs and outputs."""
+"""Weights to be saved × examples in a batch: what one core multiplies while it picks the inputs and outputs."""
 _ROUNDING = 1e-3
-"""Of the largest logit: what the order of sums may change of the others."""
+"""Of the largest output: what the order of sums may change of the others."""
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -38,15 +38,23 @@ class Compaction:
     """The layers of a model that compute with what their mask left of them; none where it does not pay.
 
     A layer takes part if at most half of its weights are in a row and a column that are not empty, and if it
-    is a plain Linear or Conv layer. None does if the network as a whole would give other logits, as where a
-    weight is read by others than its layer: found out on random images of `shape` (C, H, W). The masks must
-    rest.
+    is a plain Linear or Conv layer. None does if the network as a whole would give other outputs, as where a
+    weight is read by others than its layer: found out on random inputs of `shape`, or, for a network that
+    takes indices, on `inputs` (batch_size, …). The masks must rest.
     """
 
-    def __init__(self, model: nn.Module, mask: FixedMask, shape: tuple[int, ...], *, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mask: FixedMask,
+        shape: tuple[int, ...],
+        *,
+        batch_size: int,
+        inputs: Tensor | None = None,
+    ) -> None:
         self._mask = mask
         self._layers = _layers(model, mask, batch_size)
-        if self._layers and not _is_faithful(model, mask, (batch_size, *shape)):
+        if self._layers and not _is_faithful(model, mask, (batch_size, *shape), inputs):
             logger.info("pruned layers stay whole: weights are used outside of %s", ", ".join(self.names))
             self._layers = []
 
@@ -180,27 +188,30 @@ def _layers(model: nn.Module, mask: FixedMask, batch_size: int) -> list[_Layer]:
     return found
 
 
-def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...]) -> bool:
-    """Whether a copy with small layers, its whole weights not a number, gives the logits of one without.
+def _is_faithful(
+    model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inputs: Tensor | None
+) -> bool:
+    """Whether a copy with small layers, its whole weights not a number, gives the outputs of one without.
 
     While training and for validation: a layer may be used otherwise there (PyTorch's encoder layer is, by
     its fast path).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        images = torch.randn(shape, dtype=next(iter(mask.weights.values())).dtype)
+        if inputs is None:
+            inputs = torch.randn(shape, dtype=next(iter(mask.weights.values())).dtype)
         try:
             whole, small = copy.deepcopy(model), copy.deepcopy(model)
             versions = [weight._version for weight in whole.parameters()]
-            wanted = _logits(whole, images)
+            wanted = _outputs(whole, inputs)
             if [weight._version for weight in whole.parameters()] != versions:
                 return False  # the forward pass writes weights
             with ExitStack() as stack:
                 for layer in _layers(small, FixedMask(prunable(small), mask.masks), shape[0]):
                     stack.enter_context(layer.in_place())
                     layer.whole.detach().fill_(math.nan)
-                found = _logits(small, images)
-        except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or takes other images
+                found = _outputs(small, inputs)
+        except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or takes other inputs
             return False
     return all(
         bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
@@ -208,12 +219,12 @@ def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...]) -> b
     )
 
 
-def _logits(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """As in a training step, and as in validation."""
     torch.manual_seed(0)
-    training = model.train()(images).detach()
+    training = model.train()(inputs).detach()
     with torch.no_grad():
-        return training, model.eval()(images)
+        return training, model.eval()(inputs)
 
 
 def _is_plain(module: nn.Module) -> bool:

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from prunetune.config.schema import AugmentationConfig
@@ -27,6 +26,7 @@ from prunetune.engine.replicas import ALONE, Replicas
 from prunetune.engine.seeds import seed_of, seeded
 from prunetune.sparsity import schedules
 from prunetune.sparsity.smoothing import softened
+from prunetune.tasks import Classification, Task
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Learner:
     """Everything that one stage trains: model, optimizers, constraint, and the schedules.
 
     `tensors` are what an epoch checkpoint must hold beside the optimizers' state. `architecture` says what
-    the model was built from: networks of another may have the same modules and shapes.
+    the model was built from and for which task: networks of another may have the same modules and shapes.
     """
 
     model: nn.Module
@@ -63,11 +63,17 @@ class Learner:
     """Whether steps are CUDA graphs, on a GPU."""
     compaction: Compaction | None = None
     """The layers that compute with what their masks left."""
+    task: Task | None = None
+    """What is learnt; None: classification."""
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["base_lr"] = group["lr"]
+
+    def learns(self, data: Dataset) -> Task:
+        """The task, on these data."""
+        return task_on(data, self.task)
 
     def compacted(self) -> AbstractContextManager[None]:
         """Within, pruned layers are small where that pays; in evaluation too, for the same order of sums."""
@@ -126,11 +132,12 @@ class EpochWork:
             return
         learner.constraint.before_evaluation()
         with learner.smoothing(self.epoch + 1).around(learner.model):
-            accuracy, validation_loss = evaluate(
-                learner.model, data, data.validation, learner.precision, learner.replicas
+            value, validation_loss = evaluate(
+                learner.model, data, data.validation, learner.precision, learner.replicas, learner.task
             )
         learner.replicas.check_same(f"after epoch {self.epoch + 1} the weights or masks", learner.tensors)
-        self.metrics.update(val_loss=validation_loss, val_accuracy=accuracy, **learner.constraint.measure())
+        name = learner.learns(data).metric.val
+        self.metrics.update({"val_loss": validation_loss, name: value, **learner.constraint.measure()})
 
     def result(self) -> Metrics:
         """The epoch's metrics; it is run now, alone, if nobody has run it. Raises DivergedError."""
@@ -178,16 +185,19 @@ def train_epoch(
     drawn = torch.Generator(data.device).manual_seed(seed_of(seed, "drawn", epoch))
     smoothing = learner.smoothing(epoch)
     constraint = learner.constraint
-    logits = learner.precision.forward(learner.model.train(), data.device)
+    task = learner.learns(data)
+    outputs = learner.precision.forward(learner.model.train(), data.device)
     loss_sum = torch.zeros((), device=data.device)
     replicas, whole = learner.replicas, batch_length(data, batch_size)
     part, share = replicas.part(whole), replicas.share(whole)
-    pieces = batches(data, batch_size, augmentation, order=order, drawn=drawn, part=part)
+    pieces = batches(
+        data, batch_size, augmentation, order=order, drawn=drawn, part=part, prepare=task.batch
+    )
 
     def forward_backward(x: Tensor, y: Tensor) -> None:
         for optimizer in learner.optimizers:
             optimizer.zero_grad()
-        loss = F.cross_entropy(logits(x), y, label_smoothing=smoothing.label_smoothing)
+        loss = task.loss(outputs(x), y, smoothing.label_smoothing)
         if share != 1:  # so that the sum over the replicas is the whole batch's mean
             loss = loss * share
         loss.backward()
@@ -214,26 +224,38 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, data: Dataset, split: Split, precision: Precision = AUTO, replicas: Replicas = ALONE
+    model: nn.Module,
+    data: Dataset,
+    split: Split,
+    precision: Precision = AUTO,
+    replicas: Replicas = ALONE,
+    task: Task | None = None,
 ) -> tuple[float, float]:
-    """(accuracy in [0, 1], mean cross-entropy) of the model in evaluation mode, in the given precision.
+    """(the task's metric, mean loss) of the model in evaluation mode, in the given precision.
 
-    Each of the replicas looks at its part of the split.
+    Each of the replicas looks at its part of the split. Without a task: accuracy in [0, 1] and cross-entropy.
     """
+    task = task_on(data, task)
     was_training = model.training
     model.eval()
-    correct = torch.zeros((), dtype=torch.int64, device=data.device)
     loss = torch.zeros((), device=data.device)
-    logits = precision.forward(model, data.device)
-    for x, y in evaluation_batches(data, split, part=replicas.part(len(split))):
-        z = logits(x)
-        correct += (z.argmax(1) == y).sum()
-        loss += F.cross_entropy(z, y, reduction="sum")
-    replicas.sum(correct, loss)
+    outputs = precision.forward(model, data.device)
+    sums = no_sums(task, split)
+    for x, y in evaluation_batches(data, split, part=replicas.part(len(split)), prepare=task.batch):
+        z = outputs(x)
+        sums += task.sums(z, y)
+        loss += task.loss(z, y) * len(y)
+    replicas.sum(sums, loss)
     model.train(was_training)
-    return int(correct) / len(split), float(loss) / len(split)
+    return task.score(sums.cpu()), float(loss) / len(split)
 
 
-def chance_accuracy(data: Dataset) -> float:
-    """What always naming the most frequent class of the validation split gives, in [0, 1]."""
-    return float(data.validation.labels.bincount().max()) / len(data.validation)
+def no_sums(task: Task, split: Split) -> Tensor:
+    """The sums of no example, to start from: a replica's part of a small split may be empty."""
+    _, targets = task.batch(split.inputs[:0], split.targets[:0])
+    return task.sums(torch.zeros(0, *task.output_shape, device=targets.device), targets)
+
+
+def task_on(data: Dataset, task: Task | None) -> Task:
+    """A task; by default classification, as in a configuration."""
+    return task if task is not None else Classification(data.form)

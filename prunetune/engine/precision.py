@@ -29,22 +29,22 @@ class Precision:
         return self.configured == "bf16"
 
     def forward(self, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """The model as a function of images (B, C, H, W) on `device`, to logits (B, classes) in float32."""
+        """The model as a function of inputs (B, …) on `device`, to outputs (B, …) in float32."""
         is_bf16 = self.is_bf16(device)
         # The images' layout decides that of the convolutions; on a CPU it does not pay.
         channels_last = device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
-        def logits(images: Tensor) -> Tensor:
-            if channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+        def outputs(inputs: Tensor) -> Tensor:
+            if channels_last and inputs.dim() == 4:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
             if not is_bf16:
-                out: Tensor = model(images)
+                out: Tensor = model(inputs)
                 return out
             with torch.autocast(device.type, torch.bfloat16):
-                out = model(images)
+                out = model(inputs)
             return out.float()
 
-        return logits
+        return outputs
 
     @contextmanager
     def backends(self, device: torch.device) -> Iterator[None]:

@@ -13,30 +13,46 @@ from prunetune.registry import UnknownComponentError
 from prunetune.sparsity.masks import prunable
 
 
-def build(config: ModelConfig, input_shape: tuple[int, int, int], classes: int, *, seed: int) -> nn.Module:
-    """A network on the CPU for images (C, H, W) and this many classes, drawn from `seed`.
+def build(
+    config: ModelConfig,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    *,
+    seed: int,
+    example: torch.Tensor | None = None,
+    output_shape: tuple[int, ...] | None = None,
+    what: str = "classes",
+) -> nn.Module:
+    """A network on the CPU for inputs of a shape and this many outputs, drawn from `seed`.
 
     A user's own class gets the further keys of `model:` as arguments, and `input_shape` and `num_classes`
-    where its constructor names them.
+    (the number of outputs) where its constructor names them. `example` are two inputs (2, …) to try it with,
+    by default zeros; for each it must give numbers of `output_shape`, by default (outputs,). `what` the
+    outputs stand for is for messages.
 
     Raises UserError where the model cannot be made or does not fit the data.
     """
     channels = config.in_channels or input_shape[0]
-    num_classes = config.num_classes or classes
+    num_classes = config.num_classes or outputs
+    if config.in_channels is not None and len(input_shape) != 3:
+        raise UserError(
+            f"model.in_channels = {channels}: is for images; the data's inputs have shape {input_shape}"
+        )
     if channels != input_shape[0]:
         raise UserError(
             f"model.in_channels = {channels}: the data's images have {input_shape[0]} channel(s); "
             "leave it out to follow the data"
         )
-    if num_classes != classes:
+    if num_classes != outputs:
         raise UserError(
-            f"model.num_classes = {num_classes}: the data has {classes} classes; "
+            f"model.num_classes = {num_classes}: the data has {outputs} {what}; "
             "leave it out to follow the data"
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _construct(config, input_shape, classes)
-    _check(model, config.name, input_shape, classes)
+        model = _construct(config, input_shape, outputs)
+    given = torch.zeros(2, *input_shape) if example is None else example
+    _check(model, config.name, given, output_shape or (outputs,), f"{outputs} {what}")
     return model
 
 
@@ -54,17 +70,22 @@ def initialize(model: nn.Module, initializer: InitializerConfig, *, seed: int) -
                 bias.zero_()
 
 
-def _construct(config: ModelConfig, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _construct(config: ModelConfig, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     try:
         constructor = config.component
     except UnknownComponentError as error:
         raise UserError(f"model.name = {config.name!r}: {error}") from error
+    if getattr(constructor, "is_for_images", False) and len(input_shape) != 3:
+        raise UserError(
+            f"model.name = {config.name!r}: is for images (channels, height, width); "
+            f"the data's inputs have shape {input_shape}; mlp takes them"
+        )
     arguments = config.options
     try:
         named = inspect.signature(constructor).parameters
     except (TypeError, ValueError):
         named = {}  # type: ignore[assignment]
-    from_data = {"input_shape": input_shape, "num_classes": classes}
+    from_data = {"input_shape": input_shape, "num_classes": outputs}
     if config.in_channels is not None:
         from_data["in_channels"] = config.in_channels
     arguments.update({name: value for name, value in from_data.items() if name in named})
@@ -84,24 +105,28 @@ def _construct(config: ModelConfig, input_shape: tuple[int, int, int], classes: 
     return model
 
 
-def _check(model: nn.Module, name: str, input_shape: tuple[int, int, int], classes: int) -> None:
+def _check(
+    model: nn.Module, name: str, example: torch.Tensor, output_shape: tuple[int, ...], outputs: str
+) -> None:
     """One forward pass: a model that does not fit the data is a mistake to report, not to crash on."""
     if not prunable(model):
         raise UserError(f"model.name = {name!r}: has no Linear, Conv or attention weight to prune")
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            out = model(torch.zeros(2, *input_shape))
+            out = model(example)
     except Exception as error:
+        taken = tuple(example.shape[1:])
+        kind = "images" if len(taken) == 3 else "inputs"
+        dimensions = " (channels, height, width)" if len(taken) == 3 else ""
         raise UserError(
-            f"model.name = {name!r}: cannot take images of shape {input_shape} "
-            f"(channels, height, width): {error}"
+            f"model.name = {name!r}: cannot take {kind} of shape {taken}{dimensions}: {error}"
         ) from error
     finally:
         model.train()
     shape = tuple(out.shape) if isinstance(out, torch.Tensor) else ()
-    if shape != (2, classes):
+    if shape != (2, *output_shape):
         given = f"outputs of shape {shape[1:]}" if shape else f"a {type(out).__name__}"
         raise UserError(
-            f"model.name = {name!r}: gives {given}; the data has {classes} classes, so ({classes},) is needed"
+            f"model.name = {name!r}: gives {given}; the data has {outputs}, so {output_shape} is needed"
         )

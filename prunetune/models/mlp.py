@@ -21,7 +21,7 @@ def he_(weight: Tensor) -> None:
 
 
 class Mlp(nn.Module):
-    """Linear and ReLU per hidden layer, then a Linear for the logits."""
+    """Linear and ReLU per hidden layer, then a Linear for the outputs; of any input, taken as flat."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
         return list(self.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
+        """Inputs (B, …), such as images or columns of a table, to outputs (B, classes)."""
         z = x.flatten(1)
         for layer in self.hidden:
             z = layer(z)

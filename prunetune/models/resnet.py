@@ -116,3 +116,7 @@ def resnet18(
     """
     widths = [max(1, round(w * width_multiplier)) for w in (64, 128, 256, 512)]
     return ResNet(input_shape, num_classes, widths, 2, project=True)
+
+
+resnet20.is_for_images = True  # type: ignore[attr-defined]
+resnet18.is_for_images = True  # type: ignore[attr-defined]

@@ -69,3 +69,6 @@ def vgg16(
     `width_multiplier` scales the channels of every layer.
     """
     return Vgg(input_shape, num_classes, width_multiplier)
+
+
+vgg16.is_for_images = True  # type: ignore[attr-defined]

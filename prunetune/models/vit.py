@@ -59,6 +59,8 @@ class VitTiny(nn.Module):
     Touvron et al., arXiv 2012.12877, with 9 blocks instead of 12).
     """
 
+    is_for_images = True
+
     def __init__(
         self,
         input_shape: tuple[int, int, int],

@@ -24,13 +24,18 @@ Scores = dict[str, Tensor]
 class Scene:
     """What scores are computed from. Criteria leave the model's weights as they are.
 
-    `images` (B, C, H, W), normalized, and `labels` (B,) are a sample of the training data.
+    `inputs` (B, …) and `targets` (B, …), as the network and the `loss` of (outputs, targets) take them, are a
+    sample of the training data. `probe` (1, …) is an input of ones, by default of their shape. `has_logits`:
+    the network's outputs are logits over classes, for which a temperature means something.
     """
 
     model: nn.Module
-    images: Tensor
-    labels: Tensor
+    inputs: Tensor
+    targets: Tensor
     generator: torch.Generator
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
+    probe: Tensor | None = None
+    has_logits: bool = True
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -72,13 +77,14 @@ def grasp(scene: Scene, temperature: float = 200.0) -> Scores:
     """θ⊙Hg, highest kept: removing the lowest reduces the gradient's norm the least.
 
     Logits are divided by `temperature` in both passes (Wang et al., arXiv 2002.07376, which removes the
-    highest −θ⊙Hg: the same).
+    highest −θ⊙Hg: the same). Outputs that are no logits are left as they are.
     """
     scene.model.train()
     names, weights = zip(*scene.weights.items(), strict=True)
+    divisor = temperature if scene.has_logits else 1.0
 
     def gradients(*, graph: bool) -> tuple[Tensor, ...]:
-        loss = F.cross_entropy(scene.model(scene.images) / temperature, scene.labels)
+        loss = scene.loss(scene.model(scene.inputs) / divisor, scene.targets)
         return torch.autograd.grad(loss, weights, create_graph=graph)
 
     fixed = gradients(graph=False)
@@ -102,7 +108,8 @@ def synflow(scene: Scene) -> Scores:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.abs_()
     names, weights = zip(*prunable(model).items(), strict=True)
-    flow = model(torch.ones_like(scene.images[:1], dtype=torch.float64)).sum()
+    probe = torch.ones_like(scene.inputs[:1]) if scene.probe is None else scene.probe.to(scene.inputs.device)
+    flow = model(probe.double() if probe.is_floating_point() else probe).sum()
     gradients = torch.autograd.grad(flow, weights)
     return {
         name: (weight.detach() * gradient).abs()
@@ -112,7 +119,7 @@ def synflow(scene: Scene) -> Scores:
 
 def _gradient_times_weight(scene: Scene) -> Scores:
     names, weights = zip(*scene.weights.items(), strict=True)
-    loss = F.cross_entropy(scene.model(scene.images), scene.labels)
+    loss = scene.loss(scene.model(scene.inputs), scene.targets)
     gradients = torch.autograd.grad(loss, weights)
     return {
         name: (weight.detach() * gradient).abs()

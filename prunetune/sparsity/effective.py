@@ -13,12 +13,17 @@ from prunetune.sparsity.masks import prunable
 
 
 def effective_weights(
-    model: nn.Module, masks: Mapping[str, Tensor], input_shape: tuple[int, ...], *, seed: int = 0
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    input_shape: tuple[int, ...],
+    *,
+    seed: int = 0,
+    inputs: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Boolean masks of the weights that are kept and on a path (Vysogorets and Kempe, arXiv 2107.02306).
 
     The network is probed in float64 with random positive weights where the mask keeps one, no biases and
-    neutral norms, on a random positive input of `input_shape` (C, H, W). Then all signals are sums of
+    neutral norms, on random positive inputs of `input_shape`, or, where it takes indices, on `inputs`. Then all signals are sums of
     positive path products, so a weight has a gradient exactly where it is on a path. Each unit's weights
     are scaled to sum to 1, which keeps deep networks in range.
     """
@@ -40,7 +45,9 @@ def effective_weights(
             else:
                 is_norm_scale = name.endswith("weight") and parameter.dim() == 1
                 parameter.fill_(1.0 if is_norm_scale else 0.0)
-    x = torch.empty(2, *input_shape, dtype=torch.float64).uniform_(0.5, 1.5, generator=generator)
+    x = inputs
+    if x is None:
+        x = torch.empty(2, *input_shape, dtype=torch.float64).uniform_(0.5, 1.5, generator=generator)
     with torch.enable_grad():
         out = probe(x)
         coefficients = torch.empty_like(out).uniform_(0.5, 1.5, generator=generator)

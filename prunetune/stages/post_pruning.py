@@ -14,7 +14,7 @@ from torch import Tensor
 from prunetune.config.schema import PostPruningConfig
 from prunetune.data import batches
 from prunetune.engine.constraint import Constraint
-from prunetune.engine.loop import Learner, Smoothing, chance_accuracy, evaluate
+from prunetune.engine.loop import Learner, Smoothing, evaluate
 from prunetune.engine.optimizers import make_optimizer, make_schedule
 from prunetune.engine.seeds import seed_of, seeded
 from prunetune.methods.fixed import Pruned
@@ -51,10 +51,10 @@ class PostPruning(Stage):
     """The final network: trained under masks, from the weights that `start` has.
 
     The masks rest, unless `dynamic` moves them or gradual pruning (`closing`) closes them. The artefact holds
-    the state and, as bits, the final masks (`final_state`, `final_masks`); its meta has `val_accuracy`,
-    `test_accuracy` (measured here, once, in the precision of training), `nonzero`, `effective_density` and
-    `cut_layers`, the layers with no weight on any path from input to output. Status `collapsed`: no better on
-    the validation split than always naming its most frequent class.
+    the state and, as bits, the final masks (`final_state`, `final_masks`); its meta has the task's metric on
+    the validation and test splits, such as `val_accuracy` and `test_accuracy` (measured here, once, in the
+    precision of training), `nonzero`, `effective_density` and `cut_layers`, the layers with no weight on any
+    path from input to output. Status `collapsed`: no better on the validation split than a constant answer.
     """
 
     origin: Origin
@@ -96,7 +96,12 @@ class PostPruning(Stage):
         fixed.apply()
         if config.rescaled_init is not None:
             with seeded(seed_of(seed, "rescaling"), place.data.device):
-                rescale(model, _endless(self.origin, place), **config.rescaled_init.model_dump())
+                rescale(
+                    model,
+                    _endless(self.origin, place),
+                    loss=self.origin.learns(place).loss,
+                    **config.rescaled_init.model_dump(),
+                )
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
         return Learner(
             model,
@@ -128,24 +133,28 @@ class PostPruning(Stage):
 
 def _finish(place: Place, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
     data = place.data
-    how = learner.precision, learner.replicas
+    task = learner.learns(data)
+    metric, how = task.metric, (learner.precision, learner.replicas, task)
     with learner.compacted():
-        accuracy, _ = evaluate(learner.model, data, data.validation, *how)
-        test_accuracy, _ = evaluate(learner.model, data, data.test, *how)
+        value, _ = evaluate(learner.model, data, data.validation, *how)
+        test_value, _ = evaluate(learner.model, data, data.test, *how)
     final = {
         name.removeprefix(_MASK): mask.bool()
         for name, mask in learner.tensors.items()
         if name.startswith(_MASK)
     }
-    effective = effective_weights(learner.model, final, data.shape)
+    probe = task.probe(2)
+    indices = None if probe.is_floating_point() else probe
+    effective = effective_weights(learner.model, final, data.shape, inputs=indices)
     cut = [name for name, mask in effective.items() if not mask.any()]
     if cut:
         logger.warning("layer collapse: no weight of %s is on a path from input to output", ", ".join(cut))
+    chance = task.chance(data.validation.targets)
     tensors = state_of(learner.model) | {_MASK + name: pack(mask) for name, mask in final.items()}
     return tensors, {
-        "status": "complete" if accuracy > chance_accuracy(data) else "collapsed",
-        "val_accuracy": accuracy,
-        "test_accuracy": test_accuracy,
+        "status": "complete" if metric.score(value) > metric.score(chance) else "collapsed",
+        metric.val: value,
+        metric.test: test_value,
         "nonzero": sum(int(weight.count_nonzero()) for weight in prunable(learner.model).values()),
         "effective_density": sum(int(m.sum()) for m in effective.values())
         / sum(m.numel() for m in effective.values()),
@@ -184,7 +193,7 @@ def smoothing_at(config: PostPruningConfig, epoch: int) -> Smoothing:
 
 def _endless(origin: Origin, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
     """Training batches without end, from a seed of their own."""
-    data, epoch = place.data, 0
+    data, task, epoch = place.data, origin.learns(place), 0
     while True:
         seed = seed_of(origin.seed, "rescaling", epoch)
         yield from batches(
@@ -193,5 +202,6 @@ def _endless(origin: Origin, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
             origin.augmentation,
             order=torch.Generator().manual_seed(seed),
             drawn=torch.Generator(data.device).manual_seed(seed),
+            prepare=task.batch,
         )
         epoch += 1

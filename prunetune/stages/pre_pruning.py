@@ -13,13 +13,14 @@ from prunetune import models
 from prunetune.config.schema import PrePruningConfig
 from prunetune.engine.checkpoint import Curve
 from prunetune.engine.constraint import Unconstrained
-from prunetune.engine.loop import Learner, chance_accuracy
+from prunetune.engine.loop import Learner
 from prunetune.engine.optimizers import make_optimizer, make_schedule
 from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import prunable
 from prunetune.stages.stage import Origin, Place, Stage, Step, train
 from prunetune.stages.state import state_of
 from prunetune.store import Artefact
+from prunetune.tasks import ACCURACY, Metric
 
 
 @final
@@ -55,12 +56,13 @@ class PrePruning(Stage):
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
         """Train; the stored tensors are the network's parameters and buffers."""
         config = self.config
-        chance = chance_accuracy(place.data)
+        task = self.origin.learns(place)
+        chance = task.chance(place.data.validation.targets)
         ended_early = False
 
         def give_up(curve: Curve) -> bool:
             nonlocal ended_early
-            ended_early = is_hopeless(curve, config, chance)
+            ended_early = is_hopeless(curve, config, chance, task.metric)
             return ended_early
 
         def learner() -> Learner:
@@ -110,11 +112,13 @@ def make_learner(config: PrePruningConfig, model: nn.Module, density: float | No
     )
 
 
-def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float) -> bool:
+def is_hopeless(
+    curve: Curve, config: PrePruningConfig, chance: float, metric: Metric = ACCURACY
+) -> bool:
     """Whether a stage with this curve has collapsed: what comes after it would be a waste.
 
-    The mask is all zero (then no gradient opens it again), or accuracy was not above chance over the last
-    `chance_patience` of the stage's epochs, 3 at least.
+    The mask is all zero (then no gradient opens it again), or the metric was no better than at chance over
+    the last `chance_patience` of the stage's epochs, 3 at least.
     """
     if not curve:
         return False
@@ -124,4 +128,6 @@ def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float) -> bool:
         return False
     patience = max(3, math.ceil(config.chance_patience * config.epochs))
     recent = curve[-patience:]
-    return len(recent) == patience and all(entry["val_accuracy"] <= chance for entry in recent)
+    return len(recent) == patience and all(
+        metric.score(entry[metric.val]) <= metric.score(chance) for entry in recent
+    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunetune.config.canonical import kept
 from prunetune.config.schema import CriterionConfig, OptimizerConfig, pattern
 from prunetune.data import Dataset
-from prunetune.engine.loop import Learner
+from prunetune.engine.loop import Learner, task_on
 from prunetune.engine.optimizers import make_optimizer, make_schedule
 from prunetune.engine.seeds import seed_of, seeded
 from prunetune.methods.fixed import Pruned
@@ -22,6 +22,7 @@ from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
 from prunetune.stages.stage import Origin, Place, Stage, Step, train
 from prunetune.stages.state import load_state, state_of
 from prunetune.store import Artefact
+from prunetune.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -70,11 +71,13 @@ class Masks(Stage):
         model = self.origin.build(place)
         load_state(model, place.result(self.network).tensors)
         alive = masks_of(place.result(self.earlier)) if self.earlier is not None else None
-        seed = seed_of(self.origin.seed, "pruning")
+        seed, task = seed_of(self.origin.seed, "pruning"), self.origin.learns(place)
         with self.origin.computes_in.backends(place.data.device):
             # Once for all replicas: gradients on a GPU are not the same bits twice, and scores may be close.
             masks = place.replicas.once(
-                lambda: prune(model, self.selection, self.density, data=place.data, alive=alive, seed=seed)
+                lambda: prune(
+                    model, self.selection, self.density, data=place.data, task=task, alive=alive, seed=seed
+                )
             )
         place.replicas.check_same("the masks", masks)
         tensors = {name: pack(mask) for name, mask in masks.items()}
@@ -149,13 +152,15 @@ def prune(
     density: float,
     *,
     data: Dataset | None = None,
+    task: Task | None = None,
     alive: dict[str, Tensor] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
     """Masks for a network at a density.
 
-    `data` gives the sample that snip, grasp and taylor look at; `alive` what an earlier round left. The
-    model's weights come back as they were, but for what the masks of scoring rounds zero.
+    `data` gives the sample that snip, grasp and taylor look at, `task` (by default classification) what is
+    learnt from them; `alive` is what an earlier round left. The model's weights come back as they were, but
+    for what the masks of scoring rounds zero.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = prunable(model)
@@ -163,14 +168,23 @@ def prune(
     start = density_of(alive) if alive is not None else 1.0
     criterion = selection.criterion.component
     rounds = selection.scoring_rounds or scoring_rounds(criterion)
-    sample = _sample(data, selection.samples_per_class, seed) if data is not None else _no_sample()
-    images, labels = sample
+    scene = Scene(model, torch.empty(0), torch.empty(0, dtype=torch.int64), generator)
+    if data is not None:
+        task = task_on(data, task)
+        scene = Scene(
+            model,
+            *_sample(data, task, selection.samples_per_class, seed),
+            generator,
+            task.loss,
+            task.probe(1),
+            task.gives_logits,
+        )
     masks = alive
     for number in range(1, rounds + 1):
         if masks is not None:
             FixedMask(weights, masks).apply()
-        with seeded(seed_of(seed, "scoring", number), images.device):
-            scores = criterion(Scene(model, images, labels, generator), **selection.criterion.options)
+        with seeded(seed_of(seed, "scoring", number), scene.inputs.device):
+            scores = criterion(scene, **selection.criterion.options)
         if selection.disturbance == "invert":
             scores = {name: -score for name, score in scores.items()}
         # The last round asks for the exact count; the ones before fall geometrically towards it.
@@ -214,13 +228,8 @@ def _choose(
     )
 
 
-def _sample(data: Dataset, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-    """The same number of training images of each class (fewer where there are not so many), normalized."""
+def _sample(data: Dataset, task: Task, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Training examples as the task chooses them, as the network and the loss take them."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed)).to(data.device)
-    labels = data.train.labels[order]
-    chosen = torch.cat([order[labels == c][:per_class] for c in range(data.classes)])
-    return data.normalize(data.train.images[chosen]), data.train.labels[chosen]
-
-
-def _no_sample() -> tuple[Tensor, Tensor]:
-    return torch.empty(0), torch.empty(0, dtype=torch.int64)
+    chosen = task.sample(data.train.targets, order, per_class)
+    return task.batch(data.train.inputs[chosen], data.train.targets[chosen])

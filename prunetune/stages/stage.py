@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from prunetune import models
+from prunetune import tasks
 from prunetune.config.canonical import canonical, digest
-from prunetune.config.schema import AugmentationConfig, ModelConfig
+from prunetune.config.schema import AugmentationConfig, ModelConfig, TaskConfig
 from prunetune.data import Dataset
 from prunetune.engine import loop
 from prunetune.engine.checkpoint import Curve, EpochCheckpoint
@@ -27,6 +27,7 @@ from prunetune.engine.replicas import ALONE, Replicas
 from prunetune.engine.seeds import seed_of
 from prunetune.methods.fixed import Pruned
 from prunetune.store import Artefact, Artefacts
+from prunetune.tasks import Task
 
 FORMAT = 6
 """Part of every key: raise it when what a stage computes changes, so that old results are not taken."""
@@ -43,6 +44,7 @@ class Origin:
     """
 
     data: str
+    task: TaskConfig
     batch_size: int
     augmentation: AugmentationConfig | None
     model: ModelConfig
@@ -51,9 +53,12 @@ class Origin:
 
     def build(self, place: Place, seed: int | None = None) -> nn.Module:
         """A fresh network on the data's device, drawn from the run's seed or another one."""
-        data = place.data
         drawn = seed_of(self.seed if seed is None else seed, "model")
-        return models.build(self.model, data.shape, data.classes, seed=drawn).to(data.device)
+        return tasks.network(self.model, self.learns(place), seed=drawn).to(place.data.device)
+
+    def learns(self, place: Place) -> Task:
+        """The task, on the place's data."""
+        return tasks.make(self.task, place.data.form)
 
     @property
     def computes_in(self) -> Precision:
@@ -168,9 +173,11 @@ def train(
     (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
     """
 
+    task = origin.learns(place)
+
     def epoch(number: int, entry: dict[str, Any], *, last: bool, **how: Any) -> Epoch:
         metrics = {name: value for name, value in entry.items() if name != "owner"}
-        score = metrics["val_accuracy"]
+        score = task.metric.score(metrics[task.metric.val])
         return Epoch(report_as, number, score, metrics, stage.key, entry["owner"], last=last, **how)
 
     def replay(curve: Curve, end: int) -> Iterator[Epoch]:
@@ -187,8 +194,8 @@ def train(
     precision = origin.computes_in
     with precision.backends(place.data.device):
         learner = make_learner()
-    learner.precision, learner.replicas = precision, place.replicas
-    learner.architecture = repr(canonical(origin.model))
+    learner.task, learner.precision, learner.replicas = task, precision, place.replicas
+    learner.architecture = repr((canonical(origin.model), canonical(origin.task)))
     # What replicas do around a step, and within batch norm, is no work of one device.
     learner.graphs = place.graphs and place.replicas.size == 1
     place.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
@@ -233,4 +240,11 @@ def _compaction(learner: Learner, origin: Origin, place: Place) -> Compaction | 
         return None
     if not isinstance(constraint, Pruned):
         return None
-    return Compaction(learner.model, constraint.mask, place.data.shape, batch_size=origin.batch_size)
+    probe = learner.learns(place.data).probe(origin.batch_size)
+    return Compaction(
+        learner.model,
+        constraint.mask,
+        place.data.shape,
+        batch_size=origin.batch_size,
+        inputs=None if probe.is_floating_point() else probe,
+    )

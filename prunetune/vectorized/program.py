@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
@@ -16,7 +15,7 @@ from prunetune.data.batches import steps_per_epoch
 from prunetune.engine import cuda_graphs
 from prunetune.engine.batched_optimizers import batched
 from prunetune.engine.constraint import Batched, Metrics, Rows
-from prunetune.engine.loop import EpochWork, Learner, Smoothing
+from prunetune.engine.loop import EpochWork, Learner, Smoothing, no_sums
 from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import fill_uniform, prunable
 from prunetune.sparsity.smoothing import softened
@@ -31,6 +30,7 @@ class Program:
         self._learners = [work.learner for work in works]
         self._data = works[0].data
         self._device = self._data.device
+        self._task = works[0].learner.learns(self._data)
         self._model = works[0].learner.model  # for its structure
         self._steps = steps_per_epoch(self._data, works[0].batch_size)
         weights = prunable(self._model)
@@ -63,7 +63,7 @@ class Program:
             losses = self._train().tolist()
             with torch.no_grad():
                 self._constraint.before_evaluation()
-            accuracy, validation_loss = self._evaluate()
+            values, validation_loss = self._evaluate()
         finally:
             self._model.train(training)
         measured = self._constraint.measure()
@@ -72,7 +72,8 @@ class Program:
         for k, loss in enumerate(losses):
             metrics = {"train_loss": loss}
             if math.isfinite(loss):
-                metrics.update(val_loss=validation_loss[k], val_accuracy=accuracy[k], **measured[k])
+                value = {self._task.metric.val: values[k]}
+                metrics.update({"val_loss": validation_loss[k], **value, **measured[k]})
             found.append(metrics)
         return found
 
@@ -81,7 +82,7 @@ class Program:
         smoothing = [work.learner.smoothing(work.epoch) for work in self._works]
         alpha = self._vector([s.label_smoothing for s in smoothing])
         is_smoothed = any(s.label_smoothing for s in smoothing)
-        forward = self._forward(smoothing)
+        forward, shared = self._forward(smoothing), len(self._streams) == 1
         times = self._times()
         parameters = {name: view.requires_grad_() for name, view in self._views.items()}
         self._model.train()
@@ -91,7 +92,7 @@ class Program:
             factor, changing = now[0][:, None], now[1:]
             with torch.no_grad():
                 self._constraint.before_forward(uniform, changing)
-            losses = _cross_entropy(forward(parameters, x), y, alpha if is_smoothed else None)
+            losses = self._losses(forward(parameters, x, shared), y, alpha if is_smoothed else 0.0, shared)
             gradients = torch.autograd.grad(losses.sum(), list(parameters.values()))
             with torch.no_grad():
                 gradient = torch.cat([g.reshape(len(self._works), -1) for g in gradients], 1)
@@ -106,7 +107,7 @@ class Program:
         return total / self._steps
 
     def _forward(self, smoothing: Sequence[Smoothing]) -> Any:
-        """(parameters, images) to logits (K, B, classes)."""
+        """(parameters, inputs) to outputs (K, B, …)."""
         is_bf16 = self._works[0].learner.precision.is_bf16(self._device)
         betas = [math.inf if s.beta is None else s.beta for s in smoothing]
         beta = None if all(map(math.isinf, betas)) else self._vector(betas)
@@ -114,21 +115,35 @@ class Program:
 
         def one(p: dict[str, Tensor], b: dict[str, Tensor], x: Tensor, beta: Any, gamma: Any) -> Tensor:
             with softened(self._model, beta=beta, gamma=0.0 if gamma is None else gamma):
-                logits: Tensor = functional_call(self._model, (p, b), (x,))
-                return logits
+                outputs: Tensor = functional_call(self._model, (p, b), (x,))
+                return outputs
 
-        def forward(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
-            shared = x.dim() == 4  # the same batch for all
+        def forward(parameters: dict[str, Tensor], x: Tensor, shared: bool) -> Tensor:
             dims = (0, 0, None if shared else 0, None if beta is None else 0, None if gamma is None else 0)
             with torch.autocast(self._device.type, torch.bfloat16, enabled=is_bf16):
-                logits: Tensor = vmap(one, in_dims=dims)(parameters, self._buffers, x, beta, gamma)
-            return logits.float()
+                outputs: Tensor = vmap(one, in_dims=dims)(parameters, self._buffers, x, beta, gamma)
+            return outputs.float()
 
         return forward
 
+    @property
+    def _streams(self) -> list[tuple[int, int]]:
+        """The seeds and epochs that batches are drawn from; where it is one, all trials see the same batches."""
+        return list(dict.fromkeys((work.seed, work.epoch) for work in self._works))
+
+    def _losses(
+        self, outputs: Tensor, y: Tensor, smoothing: Tensor | float, shared: bool
+    ) -> Tensor:
+        """Mean loss by trial (K,) of outputs (K, B, …), with the α of each; `shared`: the same targets for all."""
+        by_trial = 0 if isinstance(smoothing, Tensor) else None
+        losses: Tensor = vmap(self._task.loss, in_dims=(0, None if shared else 0, by_trial))(
+            outputs, y, smoothing
+        )
+        return losses
+
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Images (B, C, H, W), labels (B,) and for masks uniform draws (n,), or all with a leading K."""
-        streams = list(dict.fromkeys((work.seed, work.epoch) for work in self._works))
+        """Inputs (B, …), targets (B, …) and for masks uniform draws (n,), or all with a leading K."""
+        streams = self._streams
         index = torch.tensor([streams.index((w.seed, w.epoch)) for w in self._works], device=self._device)
         drawn = [torch.Generator(self._device).manual_seed(seed_of(s, "drawn", e)) for s, e in streams]
         work = self._works[0]
@@ -139,6 +154,7 @@ class Program:
                 work.augmentation,
                 order=torch.Generator().manual_seed(seed_of(seed, "order", epoch)),
                 drawn=generator,
+                prepare=self._task.batch,
             )
             for (seed, epoch), generator in zip(streams, drawn, strict=True)
         ]
@@ -172,18 +188,18 @@ class Program:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[list[float], list[float]]:
-        """Validation accuracy and loss by trial, of the networks at the start of the next epoch."""
+        """The metric on the validation split and the loss by trial, of the networks at the start of the next epoch."""
         smoothing = [work.learner.smoothing(work.epoch + 1) for work in self._works]
         forward = self._forward(smoothing)
         split, count = self._data.validation, len(self._works)
         self._model.eval()
-        correct = torch.zeros(count, dtype=torch.int64, device=self._device)
+        sums = no_sums(self._task, split).expand(count, -1).clone()
         loss = torch.zeros(count, device=self._device)
-        for x, y in evaluation_batches(self._data, split):
-            logits = forward(self._views, x)
-            correct += (logits.argmax(2) == y).sum(1)
-            loss += _cross_entropy(logits, y, None) * len(y)
-        return [c / len(split) for c in correct.tolist()], (loss / len(split)).tolist()
+        for x, y in evaluation_batches(self._data, split, prepare=self._task.batch):
+            outputs = forward(self._views, x, True)
+            sums += vmap(self._task.sums, in_dims=(0, None))(outputs, y)
+            loss += self._losses(outputs, y, 0.0, True) * len(y)
+        return [self._task.score(s) for s in sums.cpu()], (loss / len(split)).tolist()
 
     @torch.no_grad()
     def _write_back(self) -> None:
@@ -220,12 +236,3 @@ class Program:
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self._device)
 
-
-def _cross_entropy(logits: Tensor, y: Tensor, alpha: Tensor | None) -> Tensor:
-    """Mean loss by trial (K,) of logits (K, B, C) for labels (B,) or (K, B), with label smoothing α (K,)."""
-    log_p = F.log_softmax(logits, 2)
-    labels = y.expand(logits.shape[:2])
-    loss = -log_p.gather(2, labels[..., None]).squeeze(2).mean(1)
-    if alpha is not None:
-        loss = (1 - alpha) * loss - alpha * log_p.mean((1, 2))
-    return loss
