@@ -158,12 +158,12 @@ def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
             )
         )
     record.status = "complete" if last == epochs else "stopped"
-    record.val_accuracy = record.curve[-1].score
+    record.val = record.curve[-1].score
     record.epochs_reused = sum(epoch.reused for epoch in record.curve)
     record.epochs_run = len(record.curve) - record.epochs_reused
     record.seconds = 3.0 * record.epochs_run
     if record.status == "complete":
-        record.test_accuracy, record.effective_density = value - 0.01, 0.98 * record.density
+        record.test, record.effective_density = value - 0.01, 0.98 * record.density
         record.nonzero = int(record.density * 14_715_584)
 
 

@@ -34,6 +34,7 @@ from prunetune.engine.epoch import Epoch
 from prunetune.pipeline import PipelineResult
 from prunetune.stages.plan import plan
 from prunetune.store import Store
+from prunetune.tasks import ACCURACY
 
 EPOCHS = 10
 SECONDS = 0.05
@@ -65,8 +66,9 @@ def waiting(
     return PipelineResult(
         status="complete",
         density=config.density,
-        val_accuracy=accuracy,
-        test_accuracy=accuracy,
+        metric=ACCURACY,
+        val=accuracy,
+        test=accuracy,
         nonzero=1,
         effective_density=config.density,
         cut_layers=[],

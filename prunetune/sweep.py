@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from prunetune import data as datasets
-from prunetune import pipeline
+from prunetune import pipeline, tasks
 from prunetune.cli import commands, process
 from prunetune.config import document, space
 from prunetune.config.canonical import digest, is_active, kept
@@ -69,8 +69,10 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     variants = _variants(template, source)
     for variant in variants:
         there = commands.located(source, functools.partial(datasets.load, variant.data))
-        commands.check_model(variant, source, there.shape, there.classes)
+        commands.check_model(variant, source, there.form)
     sources = sorted({variant.model.code or "" for variant in variants})
+    if (task_code := config.task.code) is not None:
+        sources.append(task_code)
     code = digest(FORMAT, data.digest, sources)
     problem = Problem.of(template, code, _data_digest)
     store = Store(config.storage).sub(config.name)
@@ -125,7 +127,7 @@ def _sweep(
                 soft_wrap=True,
                 highlight=False,
             )
-            with progress.Progress(console, search, config.densities, config.name) as view:
+            with progress.Progress(console, search, config.densities, config.name, problem.metric) as view:
                 interrupted = runner.run(
                     commands.absolute(config),
                     problem,
@@ -140,7 +142,7 @@ def _sweep(
         best = results.best_records(records)
         tracker.finish(
             status,
-            {f"best_val_accuracy_density_{d:g}": r.val_accuracy or 0.0 for d, r in best.items()},
+            {f"best_{problem.metric.val}_density_{d:g}": r.val for d, r in best.items() if r.val is not None},
             {
                 f"best/{ledgers.density_name(d)}.yaml": results.best_yaml(r, config, {})
                 for d, r in best.items()
@@ -155,7 +157,7 @@ def _sweep(
     if keys is not None and not interrupted:
         store.write_record("sweep", {**header, "kept": sorted(keys)})
 
-    console.print(progress.results_table(results.rows(finished_records)))
+    console.print(progress.results_table(results.rows(finished_records, problem.metric)))
     failed = [record for record in finished_records if record.status == "failed"]
     if failed:
         first = (failed[0].error or "").strip().splitlines()
@@ -286,18 +288,22 @@ def _dry_run(template: dict[str, Any], config: Config, source: Document) -> int:
     console.print(values, markup=False)
 
     try:
-        shape, classes = datasets.shape_of(config.data)
+        form = datasets.form_of(config.data)
     except UserError as error:
         raise UserError(f"{source.where('data.root')}: {error}") from None
     weights = 0
     for variant in _variants(template, source):
-        weights = commands.check_model(variant, source, shape, classes)
+        weights = commands.check_model(variant, source, form)
     finite = space.enumerate_finite(template, is_active)
     per_density = min(config.search.trials_per_density, len(finite) if finite is not None else 10**9)
     pre, rounds, post = most_epochs(template)
     stages = [pre, rounds, post] if rounds else [pre, post]
     trials = per_density * len(config.densities)
-    console.print(f"data: {config.data.name}, images {shape}, {classes} classes", highlight=False)
+    task = tasks.make(config.task, form)
+    kind = "images" if len(form.shape) == 3 else "inputs"
+    console.print(
+        f"data: {config.data.name}, {kind} {form.shape}, {task.outputs} {task.what}", highlight=False
+    )
     console.print(f"model: {config.model.name}, {weights:,} prunable weights", highlight=False)
     for density in config.densities:
         console.print(

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from prunetune import data as datasets
 from prunetune import export as deploy
+from prunetune import tasks
 from prunetune.cli import commands
 from prunetune.config import document
 from prunetune.config.document import Document
@@ -30,6 +31,7 @@ from prunetune.engine.precision import prepare_process
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
 from prunetune.store import Store
+from prunetune.tasks import metric_of
 
 
 def main(arguments: list[str]) -> int:
@@ -58,10 +60,10 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"command line: --workers {given.workers}: must be at least 1")
     prepare_process(max(1, int(config.resources.cpus)))  # as many threads as a trial had
     data = commands.located(source, lambda: datasets.load(config.data))
-    if given.workers > (images := batch_length(data, config.data.batch_size)):
-        rule = f"a batch has {images} images; --workers {given.workers} are too many for it"
+    if given.workers > (examples := batch_length(data, config.data.batch_size)):
+        rule = f"a batch has {examples} examples; --workers {given.workers} are too many for it"
         raise source.problem("data.batch_size", rule, config.data.batch_size)
-    weights = commands.check_model(config, source, data.shape, data.classes)
+    weights = commands.check_model(config, source, data.form)
     output = given.output or _default_output(config)
     console = commands.console()
     console.print(
@@ -80,14 +82,14 @@ def main(arguments: list[str]) -> int:
             highlight=False,
         )
         return commands.EXIT_INTERRUPTED
-    if result.status == "diverged" or result.val_accuracy is None or not result.masks:
+    if result.status == "diverged" or result.val is None or not result.masks:
         raise WorkError(f"training ended as {result.status}; there is no network to save")
     _save(output, config, result, data)
     run_id = _track(config, result, output)
 
     console.print(
-        f"{result.status}: validation {100 * result.val_accuracy:.2f} %, "
-        f"test {100 * (result.test_accuracy or 0):.2f} %, {result.nonzero:,} of {weights:,} weights, "
+        f"{result.status}: validation {result.metric.text(result.val)}, "
+        f"test {result.metric.text(result.test)}, {result.nonzero:,} of {weights:,} weights, "
         f"effective density {result.effective_density:.3g}; {result.epochs_run} epochs trained, "
         f"{result.epochs_reused} taken from the store",
         highlight=False,
@@ -124,11 +126,13 @@ def _source(given: argparse.Namespace) -> Document:
 
 
 def _run(config: Config, console: Console, workers: int) -> PipelineResult:
+    metric = metric_of(config)
+
     def report(**metrics: Any) -> None:
         mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
         console.print(
             f"  {metrics['stage']:<12} epoch {metrics['stage_epoch']:>3}  loss {metrics['train_loss']:.4f}  "
-            f"val {100 * metrics['val_accuracy']:.2f} %{mask}" + ("  (stored)" if metrics["reused"] else ""),
+            f"val {metric.text(metrics[metric.val])}{mask}" + ("  (stored)" if metrics["reused"] else ""),
             highlight=False,
         )
 
@@ -160,9 +164,11 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
         deploy.save_model(output, config, result.state, data)
         (output / "config.yaml").write_text(document.dump(config.tree()), encoding="utf-8")
         (output / "metrics.json").write_text(json.dumps(result.metrics(), indent=1) + "\n")
+        example = data.test.inputs[:2].cpu().numpy()
+        task = tasks.make(config.task, data.form)
         signature = ModelSignature(
-            inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape))]),
-            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.classes))]),
+            inputs=Schema([TensorSpec(example.dtype, (-1, *data.shape))]),
+            outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *task.output_shape))]),
         )
         final = output / "mlflow_model"
         with tempfile.TemporaryDirectory(dir=output) as scratch:
@@ -173,7 +179,7 @@ def _save(output: Path, config: Config, result: PipelineResult, data: Dataset) -
                 loader_module="prunetune.export.pyfunc",
                 data_path=str(saved),
                 signature=signature,
-                input_example=data.test.images[:2].cpu().numpy(),
+                input_example=example,
                 pip_requirements=[f"prunetune=={__version__}"],
             )
             shutil.rmtree(final, ignore_errors=True)

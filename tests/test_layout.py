@@ -16,6 +16,7 @@ LAYERS = (
     ("registry",),
     ("config", "sparsity"),
     ("store", "models", "data"),
+    ("tasks",),
     ("export",),
     ("engine",),
     ("methods",),

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from prunetune import data as datasets
-from prunetune import models
+from prunetune import tasks
 from prunetune.cli import process
 from prunetune.config.canonical import kept
 from prunetune.config.document import Document
@@ -71,14 +71,18 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"data": data, "storage": storage})
 
 
-def check_model(config: Config, source: Document, shape: tuple[int, int, int], classes: int) -> int:
-    """The number of prunable weights of a model that fits the data.
+def check_model(config: Config, source: Document, form: datasets.Form) -> int:
+    """The number of prunable weights of a model that fits the task and the data.
 
     Raises UserError where it does not, where a density would keep nothing, or where post-pruning is told
     to soften what the model does not have.
     """
     try:
-        model = models.build(config.model, shape, classes, seed=0)
+        task = tasks.make(config.task, form)
+    except UserError as error:
+        raise UserError(f"{source.where('task')}: {error}") from None
+    try:
+        model = tasks.network(config.model, task, seed=0)
     except UserError as error:
         raise UserError(f"{source.where('model.name')}: {error}") from None
     weights = sum(weight.numel() for weight in prunable(model).values())

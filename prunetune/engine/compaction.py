@@ -24,7 +24,7 @@ from prunetune.sparsity.masks import FixedMask, prunable
 logger = logging.getLogger(__name__)
 
 _PAYS = 2**18
-"""Weights to be saved × examples in a batch: what one core multiplies while it picks the inputs and outputs."""
+"""Weights to be saved × batch size: what one core multiplies while it picks the inputs and outputs."""
 _ROUNDING = 1e-3
 """Of the largest output: what the order of sums may change of the others."""
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
@@ -188,9 +188,7 @@ def _layers(model: nn.Module, mask: FixedMask, batch_size: int) -> list[_Layer]:
     return found
 
 
-def _is_faithful(
-    model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inputs: Tensor | None
-) -> bool:
+def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inputs: Tensor | None) -> bool:
     """Whether a copy with small layers, its whole weights not a number, gives the outputs of one without.
 
     While training and for validation: a layer may be used otherwise there (PyTorch's encoder layer is, by

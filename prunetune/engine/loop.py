@@ -190,9 +190,7 @@ def train_epoch(
     loss_sum = torch.zeros((), device=data.device)
     replicas, whole = learner.replicas, batch_length(data, batch_size)
     part, share = replicas.part(whole), replicas.share(whole)
-    pieces = batches(
-        data, batch_size, augmentation, order=order, drawn=drawn, part=part, prepare=task.batch
-    )
+    pieces = batches(data, batch_size, augmentation, order=order, drawn=drawn, part=part, prepare=task.batch)
 
     def forward_backward(x: Tensor, y: Tensor) -> None:
         for optimizer in learner.optimizers:

@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunetune import data as datasets
-from prunetune import models
+from prunetune import tasks
 from prunetune.config import space
 from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
@@ -49,9 +49,9 @@ def step_flops(problem: Problem, config: Config) -> float:
     """Operations of a training step, forward and backward, of the first model and batch size of the space."""
     tree: dict[str, Any] = space.at(problem.template, {}, is_active)
     first = validate({**tree, "densities": config.densities}, Document("sweep", {}))
-    shape, classes = datasets.shape_of(first.data)
-    model = models.build(first.model, shape, classes, seed=0).eval()
+    task = tasks.make(first.task, datasets.form_of(first.data))
+    model = tasks.network(first.model, task, seed=0).eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, *shape))
+        model(task.probe(1))
     forward: int = counter.get_total_flops()
     return 3.0 * forward * first.data.batch_size

@@ -31,8 +31,6 @@ _SETBACKS = 5
 """A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
 _OUTCOME = (
     "status",
-    "val_accuracy",
-    "test_accuracy",
     "nonzero",
     "effective_density",
     "cut_layers",
@@ -106,6 +104,8 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 for name in (*_OUTCOME, "error"):
                     if name in news:
                         setattr(record, name, news[name])
+                record.val = news.get(f"val_{record.metric}")
+                record.test = news.get(f"test_{record.metric}")
                 self._end(worker, record)
             elif is_stopped:
                 self._stop(record, news["epochs"][-1].key)
@@ -172,7 +172,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
 
     def _stop(self, record: TrialRecord, key: str) -> None:
         record.status = "stopped"
-        record.val_accuracy = record.curve[-1].metrics["val_accuracy"]
+        record.val = record.curve[-1].metrics[f"val_{record.metric}"]
         self._store.delete("checkpoints", key)  # nobody will go on from it
 
     def _fill(self, worker: str) -> None:

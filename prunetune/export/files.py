@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from prunetune import models
-from prunetune.config.schema import Config, ModelConfig
-from prunetune.data import Dataset
+from prunetune import tasks
+from prunetune.config.schema import Config, ModelConfig, TaskConfig
+from prunetune.data import Dataset, Form
 from prunetune.errors import UserError
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -22,27 +21,30 @@ _FORMAT = 1
 
 
 class SparseModel(nn.Module):
-    """A trained network with its normalization: pixels in, class probabilities out."""
+    """A trained network with what is before and after it: data as they are stored in, answers out.
 
-    def __init__(self, network: nn.Module, mean: Tensor, std: Tensor, input_shape: tuple[int, ...]) -> None:
+    `before` brings inputs to what the network takes, `after` its outputs to answers that people can use.
+    """
+
+    def __init__(self, network: nn.Module, task: tasks.Task) -> None:
         super().__init__()
+        self.before = task.before()
         self.network = network
-        self.register_buffer("mean", mean.view(1, -1, 1, 1))
-        self.register_buffer("std", std.view(1, -1, 1, 1))
-        self.input_shape = input_shape
+        self.after = task.after()
+        self.input_shape = task.form.shape
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Pixels 0–255 (B, C, H, W), of any number type, to probabilities (B, classes).
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Classification of images: pixels 0–255 (B, C, H, W), of any number type, to probabilities.
 
-        Raises ValueError for images of another shape than the network was trained on.
+        Regression of columns: numbers (B, F) in their own units to numbers (B, T) in the targets' own. Raises
+        ValueError for inputs of another shape than the network was trained on.
         """
-        if tuple(images.shape[1:]) != self.input_shape:
+        if tuple(inputs.shape[1:]) != self.input_shape:
             raise ValueError(
-                f"images: shape {tuple(images.shape)}; (N, {', '.join(map(str, self.input_shape))}) is needed"
+                f"inputs: shape {tuple(inputs.shape)}; (N, {', '.join(map(str, self.input_shape))}) is needed"
             )
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        probabilities: Tensor = self.network((images.float() - mean) / std).softmax(1)
-        return probabilities
+        answers: Tensor = self.after(self.network(self.before(inputs)))
+        return answers
 
 
 def save_model(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> None:
@@ -52,12 +54,10 @@ def save_model(folder: Path, config: Config, state: dict[str, Tensor], data: Dat
     _replace(folder / WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
     description = {
         "format": _FORMAT,
+        "task": config.tree()["task"],
         "model": config.tree()["model"],
         "density": config.density,
-        "input_shape": list(data.shape),
-        "classes": data.classes,
-        "mean": data.mean.tolist(),
-        "std": data.std.tolist(),
+        **data.form.plain(),
     }
     _replace(folder / DESCRIPTION, json.dumps(description, indent=1).encode())
 
@@ -76,16 +76,11 @@ def load_model(folder: str | Path) -> SparseModel:
     if description.get("format") != _FORMAT:
         raise UserError(f"{root / DESCRIPTION}: format {description.get('format')} is not known here")
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(description["model"])
-    channels, height, width = description["input_shape"]
-    network = models.build(config, (channels, height, width), description["classes"], seed=0)
+    named = description.get("task", "classification")  # what earlier versions saved
+    task = tasks.make(TypeAdapter(TaskConfig).validate_python(named), Form.read(description))
+    network = tasks.network(config, task, seed=0)
     network.load_state_dict(tensors)
-    model = SparseModel(
-        network,
-        torch.tensor(description["mean"]),
-        torch.tensor(description["std"]),
-        (channels, height, width),
-    )
-    return model.eval()
+    return SparseModel(network, task).eval()
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -16,11 +16,11 @@ class Predictor:
     def __init__(self, model: SparseModel) -> None:
         self._model = model
 
-    def predict(self, images: Any, params: dict[str, Any] | None = None) -> np.ndarray[Any, Any]:
-        """Pixels 0–255 (N, C, H, W) to class probabilities (N, classes) float32."""
+    def predict(self, inputs: Any, params: dict[str, Any] | None = None) -> np.ndarray[Any, Any]:
+        """Inputs as they are stored (N, …) to float32: class probabilities, or numbers (N, T)."""
         with torch.no_grad():
-            probabilities = self._model(torch.as_tensor(np.asarray(images)))
-        return np.asarray(probabilities.numpy())
+            answers = self._model(torch.as_tensor(np.asarray(inputs)))
+        return np.asarray(answers.numpy())
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 import getpass
+import math
 import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from prunetune.config import space
 from prunetune.config.canonical import configuration_hash, determining_fields, digest, is_active
 from prunetune.config.document import Document
 from prunetune.config.reading import validate
-from prunetune.config.schema import DOES_NOT_DETERMINE, Config, DataConfig
+from prunetune.config.schema import DOES_NOT_DETERMINE, Config, DataConfig, TaskConfig
 from prunetune.engine.epoch import Epoch
 from prunetune.errors import ConfigError, UserError
 from prunetune.stages.plan import Plan, plan
 from prunetune.store import Store
+from prunetune.tasks import ACCURACY, Metric, accuracy
 
 _locks: Any
 try:
@@ -50,6 +53,7 @@ class TrialRecord:
     is the pre-pruned network's, if one is trained, and `network_density` the density that it is for, where
     its mask aims at one (`stages.plan`). `branched` says that it was proposed as a branch of a pre-pruned
     network that was there. `params` are the values by Optuna's names, `tree` is the whole configuration.
+    `val` and `test` are the values of the `metric` with this name on the two splits.
     `epochs_run` were trained by this trial, `epochs_reused` by another one.
     """
 
@@ -66,8 +70,11 @@ class TrialRecord:
     network_density: float | None = None
     branched: bool = False
     status: Status = "running"
-    val_accuracy: float | None = None
-    test_accuracy: float | None = None
+    metric: str = ACCURACY.name
+    maximize: bool = True
+    """Whether the higher metric is the better one."""
+    val: float | None = None
+    test: float | None = None
     nonzero: int | None = None
     effective_density: float | None = None
     cut_layers: list[str] = field(default_factory=list)
@@ -76,6 +83,23 @@ class TrialRecord:
     seconds: float = 0.0
     curve: list[Epoch] = field(default_factory=list)
     error: str | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The validation value by which trials are compared: higher is better. None without a value."""
+        if self.val is None or math.isnan(self.val):
+            return None
+        return self.val if self.maximize else -self.val
+
+    @property
+    def val_accuracy(self) -> float | None:
+        """`val`, where that is an accuracy. Raises AttributeError for another metric."""
+        return accuracy(self.metric, self.val)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """`test`, where that is an accuracy. Raises AttributeError for another metric."""
+        return accuracy(self.metric, self.test)
 
     @property
     def finished(self) -> bool:
@@ -104,7 +128,12 @@ class TrialRecord:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> TrialRecord:
-        """The inverse of `plain`; fields of another version are left out."""
+        """The inverse of `plain`; fields of another version are left out.
+
+        Earlier versions knew no metric but accuracy, and had it under `val_accuracy` and `test_accuracy`.
+        """
+        if "metric" not in data:
+            data = {**data, "val": data.get("val_accuracy"), "test": data.get("test_accuracy")}
         known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data}
         return cls(**{**known, "curve": [Epoch.read(epoch) for epoch in data.get("curve", [])]})
 
@@ -165,6 +194,8 @@ class Ledger:
             stages.network.key if stages.network else None,
             stages.network.density if stages.network else None,
             branched,
+            metric=problem.metric.name,
+            maximize=problem.metric.maximize,
         )
         self.publish(record)
         return record
@@ -211,6 +242,15 @@ class Problem:
         if code:
             described["(content of the data, and code)"] = code[:12]
         return cls(template, digest(_plain(_determining(template)), code), described, code, data_digest)
+
+    @cached_property
+    def metric(self) -> Metric:
+        """What trials are compared by; it is the same for all of a space."""
+        named = self.template.get("task", "classification")
+        if isinstance(named, dict):  # options may be searched, the name may not
+            named = named["name"]
+        metric: Metric = TaskConfig.kind.find(named).metric
+        return metric
 
     def stages(self, tree: dict[str, Any], density: float) -> Plan:
         """The stages of a configuration."""

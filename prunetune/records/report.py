@@ -8,14 +8,16 @@ from typing import Any
 import pandas as pd
 
 from prunetune.store import Store
+from prunetune.tasks import ACCURACY, Metric
 
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The best finished trial of each density by validation accuracy, density from high to low."""
-    done = frame["status"].isin(["complete", "collapsed"]) & frame["val_accuracy"].notna()
+    """The best finished trial of each density by its validation value, density from high to low."""
+    metric = metric_in(frame)
+    done = frame["status"].isin(["complete", "collapsed"]) & frame[metric.val].notna()
     usable = frame[done & (frame["nonzero"] > 0)]
     ranked = usable.assign(_complete=usable["status"] == "complete").sort_values(
-        ["_complete", "val_accuracy", "trial"], ascending=[False, False, True]
+        ["_complete", metric.val, "trial"], ascending=[False, not metric.maximize, True]
     )
     best = ranked.groupby("density", sort=False).head(1)
     return best.drop(columns="_complete").sort_values("density", ascending=False)
@@ -23,7 +25,7 @@ def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(frame: pd.DataFrame, title: str) -> str:
     """The best per density, what became of the trials, and the winners' hyperparameters, in Markdown."""
-    best = best_rows(frame)
+    best, metric = best_rows(frame), metric_in(frame)
     lines = [f"# {title}", "", "## Best per density", ""]
     header = ["density", "sparsity", "val", "test", "nonzero", "effective density", "status", "trial"]
     lines += _table(
@@ -32,8 +34,8 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
             [
                 f"{row['density']:g}",
                 f"{100 * (1 - row['density']):g} %",
-                _percent(row["val_accuracy"]),
-                _percent(row["test_accuracy"]),
+                metric.text(row[metric.val]),
+                metric.text(row[metric.test]),
                 f"{int(row['nonzero']):,}",
                 f"{row['effective_density']:.3g}",
                 row["status"],
@@ -42,7 +44,8 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
             for row in _records(best)
         ],
     )
-    lines += ["", "Chosen by validation accuracy; test accuracy played no part.", "", "## Trials", ""]
+    chosen = f"Chosen by validation {metric.noun}; test {metric.noun} played no part."
+    lines += ["", chosen, "", "## Trials", ""]
     counts = frame.groupby(["density", "status"]).size().unstack(fill_value=0).sort_index(ascending=False)
     lines += _table(
         ["density", *counts.columns, "epochs run", "epochs reused"],
@@ -67,29 +70,32 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
 
 
 def comparison(frames: dict[str, pd.DataFrame]) -> str:
-    """One Markdown table of several sweeps: a row each, the test accuracy per density over seeds.
+    """One Markdown table of several sweeps: a row each, the test value per density over seeds.
 
-    In each sweep and density the configuration with the best mean validation accuracy over its seeds is
-    taken; its cell says mean ± standard deviation (ddof 1) of the test accuracy, and how many seeds.
+    In each sweep and density the configuration with the best mean validation value over its seeds is
+    taken; its cell says mean ± standard deviation (ddof 1) of the test value, and how many seeds. Percentages
+    are without their sign.
     """
     densities = sorted({float(d) for frame in frames.values() for d in frame["density"]}, reverse=True)
     rows = [
-        [name, *(_over_seeds(frame[frame["density"] == density]) for density in densities)]
+        [name, *(_over_seeds(frame[frame["density"] == density], metric_in(frame)) for density in densities)]
         for name, frame in frames.items()
     ]
     return "\n".join(_table(["sweep", *(f"d = {d:g}" for d in densities)], rows)) + "\n"
 
 
-def _over_seeds(trials: pd.DataFrame) -> str:
-    done = trials[trials["status"].isin(["complete", "collapsed"]) & trials["test_accuracy"].notna()]
+def _over_seeds(trials: pd.DataFrame, metric: Metric) -> str:
+    done = trials[trials["status"].isin(["complete", "collapsed"]) & trials[metric.test].notna()]
     if not len(done):
         return ", ".join(sorted(set(trials["status"])))
     configuration = [name for name in done.columns if "." in name]
     # As text: values may be lists, or missing where a section is off.
     groups = done.groupby(done[configuration].apply(lambda row: repr(row.tolist()), axis=1), sort=False)
-    best = done.loc[groups.groups[groups["val_accuracy"].mean().idxmax()], "test_accuracy"] * 100
-    spread = f" ± {best.std():.1f}" if len(best) > 1 else ""
-    return f"{best.mean():.1f}{spread} ({len(best)})"
+    scores = groups[metric.val].mean().map(metric.score)
+    best = done.loc[groups.groups[scores.idxmax()], metric.test].map(metric.shown)
+    form = ".1f" if metric.percent else ".3g"
+    spread = f" ± {best.std():{form}}" if len(best) > 1 else ""
+    return f"{best.mean():{form}}{spread} ({len(best)})"
 
 
 def read_results(store: Store) -> pd.DataFrame | None:
@@ -98,20 +104,26 @@ def read_results(store: Store) -> pd.DataFrame | None:
     return None if raw is None else pd.read_parquet(io.BytesIO(raw))
 
 
+def metric_in(frame: pd.DataFrame) -> Metric:
+    """What the trials of a table are compared by; accuracy where the table does not say it."""
+    plain = frame.attrs.get("metric")
+    return ACCURACY if plain is None else Metric.read(plain)
+
+
 def searched_columns(frame: pd.DataFrame) -> list[str]:
     """Dotted hyperparameters that differ between trials."""
     return [name for name in frame.columns if "." in name and frame[name].astype(str).nunique() > 1]
 
 
-def accuracy_figure(frame: pd.DataFrame, title: str) -> bytes:
-    """PNG: every finished trial's validation accuracy over density, and the winners' test accuracy."""
+def metric_figure(frame: pd.DataFrame, title: str) -> bytes:
+    """PNG: the metric of every finished trial on the validation split over density, the winners' on test."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    best = best_rows(frame)
-    done = frame[frame["val_accuracy"].notna()]
+    best, metric = best_rows(frame), metric_in(frame)
+    done = frame[frame[metric.val].notna()]
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for status, marker, colour in (
         ("complete", "o", "tab:blue"),
@@ -122,17 +134,19 @@ def accuracy_figure(frame: pd.DataFrame, title: str) -> bytes:
         if len(some):
             axes.scatter(
                 some["density"],
-                100 * some["val_accuracy"],
+                some[metric.val].map(metric.shown),
                 s=22,
                 marker=marker,
                 color=colour,
                 alpha=0.4,
                 label=f"trials, {status} (validation)",
             )
-    axes.plot(best["density"], 100 * best["val_accuracy"], color="tab:blue", label="best (validation)")
+    axes.plot(
+        best["density"], best[metric.val].map(metric.shown), color="tab:blue", label="best (validation)"
+    )
     axes.plot(
         best["density"],
-        100 * best["test_accuracy"],
+        best[metric.test].map(metric.shown),
         color="tab:orange",
         linestyle="--",
         marker="s",
@@ -143,7 +157,7 @@ def accuracy_figure(frame: pd.DataFrame, title: str) -> bytes:
     axes.minorticks_off()
     axes.invert_xaxis()
     axes.set_xlabel("density (share of prunable weights kept)")
-    axes.set_ylabel("top-1 accuracy, %")
+    axes.set_ylabel(metric.axis)
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -160,9 +174,11 @@ def write_report(store: Store, name: str) -> list[str]:
         return []
     store.write_file("report/summary.md", markdown(frame, f"Sweep {name}").encode())
     written = ["report/summary.md"]
-    if frame["val_accuracy"].notna().any():
-        store.write_file("report/accuracy.png", accuracy_figure(frame, name))
-        written.append("report/accuracy.png")
+    metric = metric_in(frame)
+    if frame[metric.val].notna().any():
+        figure = f"report/{metric.name}.png"
+        store.write_file(figure, metric_figure(frame, name))
+        written.append(figure)
     return [store.path(path) for path in written]
 
 
@@ -173,10 +189,6 @@ def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
-
-
-def _percent(value: Any) -> str:
-    return f"{100 * value:.2f} %" if pd.notna(value) else ""
 
 
 def _cell(value: Any) -> str:

@@ -16,10 +16,9 @@ from prunetune.config.schema import Config
 from prunetune.config.space import flatten
 from prunetune.records.ledger import TrialRecord, density_name, trial_config
 from prunetune.store import Store
+from prunetune.tasks import ACCURACY, Metric, metric_of
 
-RESULT_COLUMNS = (
-    "val_accuracy",
-    "test_accuracy",
+_MORE_COLUMNS = (
     "nonzero",
     "effective_density",
     "status",
@@ -31,14 +30,23 @@ RESULT_COLUMNS = (
 )
 
 
+def result_columns(metric: Metric) -> tuple[str, ...]:
+    """What `results.parquet` says of a trial's outcome: the metric on both splits, and the rest."""
+    return metric.val, metric.test, *_MORE_COLUMNS
+
+
+RESULT_COLUMNS = result_columns(ACCURACY)
+"""Those of classification."""
+
+
 def best_records(records: Iterable[TrialRecord]) -> dict[float, TrialRecord]:
-    """The best trial of each density, by validation accuracy; the earlier one of equals.
+    """The best trial of each density, by its validation score; the earlier one of equals.
 
     One that collapsed is taken only where nothing else is complete, one without a value never.
     """
     best: dict[float, TrialRecord] = {}
     for record in sorted(records, key=lambda r: r.number):
-        usable = record.status in ("complete", "collapsed") and record.val_accuracy is not None
+        usable = record.status in ("complete", "collapsed") and record.score is not None
         if not usable or not record.nonzero:  # an all-zero network is a result, but none to train
             continue
         known = best.get(record.density)
@@ -54,6 +62,7 @@ class Row:
     density: float
     best: TrialRecord | None
     statuses: Counter[str]
+    metric: Metric = ACCURACY
 
     def cells(self) -> list[str]:
         """As text: density, sparsity, val, test, nonzero, effective density, status, trial, trials."""
@@ -64,8 +73,8 @@ class Row:
             return [*start, "", "", "", "", "no result", "", trials]
         return [
             *start,
-            _percent(best.val_accuracy),
-            _percent(best.test_accuracy),
+            self.metric.text(best.val),
+            self.metric.text(best.test),
             "" if best.nonzero is None else f"{best.nonzero:,}",
             "" if best.effective_density is None else f"{best.effective_density:.2g}",
             best.status,
@@ -74,22 +83,27 @@ class Row:
         ]
 
 
-def rows(records: list[TrialRecord]) -> list[Row]:
+def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
     """The final table, by density from high to low."""
     best = best_records(records)
     return [
-        Row(density, best.get(density), Counter(r.status for r in records if r.density == density))
+        Row(density, best.get(density), Counter(r.status for r in records if r.density == density), metric)
         for density in sorted({record.density for record in records}, reverse=True)
     ]
 
 
 def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
-    """A row per trial: density, trial number, every hyperparameter by its dotted name, `RESULT_COLUMNS`."""
-    table = []
+    """A row per trial: density, trial number, every hyperparameter by its dotted name, `result_columns`.
+
+    With the metric among its `attrs`, which parquet files keep, so that reports can be made from the table.
+    """
+    table, metric = [], metric_of(base)
+    columns = result_columns(metric)
     for record in records:
         tree = trial_config(record, base).tree()
         parameters = flatten({key: tree[key] for key in determining_fields()})
-        results = {name: getattr(record, name, None) for name in RESULT_COLUMNS}
+        results = {name: getattr(record, name, None) for name in columns}
+        results |= {metric.val: record.val, metric.test: record.test}
         results["mlflow_run_id"] = run_ids.get(record.uid)
         table.append({"density": record.density, "trial": record.number, **parameters, **results})
     frame = pd.DataFrame(table)
@@ -97,10 +111,12 @@ def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: C
         # `mask: null` beside `mask.lambda1`: the section's own column says nothing.
         if frame[name].isna().all() and any(other.startswith(f"{name}.") for other in frame.columns):
             frame = frame.drop(columns=name)
-        elif name not in RESULT_COLUMNS and frame[name].map(type).nunique() > 1:
+        elif name not in columns and frame[name].map(type).nunique() > 1:
             frame[name] = _one_type(frame[name])
-    ordered = [name for name in frame.columns if name not in RESULT_COLUMNS]
-    return frame[[*ordered, *(name for name in RESULT_COLUMNS if name in frame.columns)]]
+    ordered = [name for name in frame.columns if name not in columns]
+    frame = frame[[*ordered, *(name for name in columns if name in frame.columns)]]
+    frame.attrs["metric"] = metric.plain()
+    return frame
 
 
 def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> None:
@@ -121,9 +137,10 @@ def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], 
 
 def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> str:
     """A configuration that `prunetune.train` runs as it is, with where it comes from as a comment."""
+    metric = metric_of(base)
     lines = [
         f"# The best of sweep {base.name!r} at density {record.density:g}: trial {record.number}, "
-        f"validation {_percent(record.val_accuracy)}, test {_percent(record.test_accuracy)}.",
+        f"validation {metric.text(record.val)}, test {metric.text(record.test)}.",
     ]
     if record.status == "collapsed":
         lines.append("# No trial did better than chance at this density.")
@@ -133,11 +150,8 @@ def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> 
 
 
 def _rank(record: TrialRecord) -> tuple[bool, float]:
-    return record.status == "complete", record.val_accuracy or 0.0
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.2f} %"
+    assert record.score is not None
+    return record.status == "complete", record.score
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:

@@ -34,7 +34,7 @@ class PrePruned:
     """A network after pre-pruning, and what was made of it.
 
     `params` are the parameters by Optuna's names that determine it; `only` the density it belongs to where
-    the mask aims at one. `best` is the best post-pruning validation accuracy of its branches by density,
+    the mask aims at one. `best` is the best post-pruning validation score of its branches by density,
     `branches` their number, those under way included. `collapses` are the densities of those that collapsed,
     `worked` is the lowest one of a branch that did not.
     """

@@ -62,18 +62,18 @@ class Experience:
     def ended(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
         """A trial has a result, if it has not failed; `params` are its parameters in today's space.
 
-        Of a stopped one the last accuracy counts, a diverged one is worse than all others.
+        Of a stopped one the last score counts, a diverged one is worse than all others.
         """
         self._running.pop(record.uid, None)
         if record.finished:
-            value = record.val_accuracy or 0.0
+            value = -math.inf if record.score is None else record.score
             self._results[record.uid] = _Result(record.number, record.density, params, value)
 
     def most_promising(self, networks: Sequence[Mapping[str, Any]], density: float) -> int | None:
         """The index of the network, by its parameters, that promises most; None: nothing can be said yet.
 
         That with the greatest expected improvement over the density's best result (Jones et al. 1998).
-        Accuracies count as normal scores within their density: densities differ in scale, and chance is a
+        Results count as normal scores within their density: densities differ in scale, and chance is a
         cliff. Networks that are being trained count with what is expected of them: so several workers do
         not train the same one.
         """

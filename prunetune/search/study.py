@@ -26,24 +26,25 @@ from prunetune.config.canonical import is_active
 from prunetune.config.schema import SamplerConfig
 from prunetune.engine.seeds import seed_of
 from prunetune.records.ledger import Problem, TrialRecord
+from prunetune.tasks import Metric
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
-_DIVERGED_VALUE = 0.0
-"""What a diverged trial counts to Optuna: worse than any network that gives an answer. As FAIL it would be
-invisible to TPE, which would then go on proposing such learning rates."""
-
 
 class DensitySearch:
-    """Proposals at one density."""
+    """Proposals at one density. The study's values are the metric's, as they are, with its direction."""
 
     def __init__(self, problem: Problem, density: float, *, sampler: SamplerConfig, seed: int) -> None:
         self._problem = problem
         self._density = density
         self._sampler = sampler
         self._seed = seed
-        self._study = optuna.create_study(direction="maximize", study_name=f"density-{density:.12g}")
+        self._metric = problem.metric
+        self._study = optuna.create_study(
+            direction="maximize" if self._metric.maximize else "minimize",
+            study_name=f"density-{density:.12g}",
+        )
         self._asked: dict[str, optuna.Trial] = {}
         self._proposed: optuna.Trial | None = None
         self._tried: set[tuple[tuple[str, Any], ...]] = set()
@@ -62,7 +63,7 @@ class DensitySearch:
 
     def remember(self, record: TrialRecord, params: dict[str, Any]) -> None:
         """Take a finished trial of the past into the study, at these parameters of today's space."""
-        self._study.add_trial(_frozen(record, params, self._distributions(params)))
+        self._study.add_trial(_frozen(record, params, self._distributions(params), self._metric))
         self._tried.add(_point(params))
 
     def reissue(self, record: TrialRecord) -> None:
@@ -126,10 +127,10 @@ class DensitySearch:
     def tell(self, record: TrialRecord) -> None:
         """Tell the study how a running trial ended."""
         trial = self._asked.pop(record.uid)
-        for step, value in _intermediate(record).items():
+        for step, value in _intermediate(record, self._metric).items():
             trial.report(value, step)
         state = _state(record)
-        values = _value(record) if state is TrialState.COMPLETE else None
+        values = _value(record, self._metric) if state is TrialState.COMPLETE else None
         trial.set_user_attr("status", record.status)
         self._study.tell(trial, values, state)
 
@@ -200,23 +201,30 @@ def _state(record: TrialRecord) -> TrialState:
     return TrialState.COMPLETE
 
 
-def _value(record: TrialRecord) -> float:
-    return _DIVERGED_VALUE if record.val_accuracy is None else record.val_accuracy
+def _value(record: TrialRecord, metric: Metric) -> float:
+    """A diverged trial counts as worse than any network that gives an answer.
+
+    As FAIL it would be invisible to TPE, which would then go on proposing such learning rates.
+    """
+    return metric.worst if record.score is None else metric.value(record.score)
 
 
-def _intermediate(record: TrialRecord) -> dict[int, float]:
-    """Post-pruning validation accuracy by post-pruning epoch."""
-    return {e.post_epoch: e.score for e in record.curve if e.post_epoch is not None}
+def _intermediate(record: TrialRecord, metric: Metric) -> dict[int, float]:
+    """The metric on the validation split by post-pruning epoch."""
+    return {e.post_epoch: metric.value(e.score) for e in record.curve if e.post_epoch is not None}
 
 
 def _frozen(
-    record: TrialRecord, params: dict[str, Any], distributions: dict[str, BaseDistribution]
+    record: TrialRecord,
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    metric: Metric,
 ) -> FrozenTrial:
     state = _state(record)
-    intermediate = _intermediate(record)
+    intermediate = _intermediate(record, metric)
     return create_trial(
         state=state,
-        value=_value(record)
+        value=_value(record, metric)
         if state is TrialState.COMPLETE
         else (intermediate[max(intermediate)] if intermediate else None),
         params=params,

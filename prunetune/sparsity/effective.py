@@ -23,9 +23,9 @@ def effective_weights(
     """Boolean masks of the weights that are kept and on a path (Vysogorets and Kempe, arXiv 2107.02306).
 
     The network is probed in float64 with random positive weights where the mask keeps one, no biases and
-    neutral norms, on random positive inputs of `input_shape`, or, where it takes indices, on `inputs`. Then all signals are sums of
-    positive path products, so a weight has a gradient exactly where it is on a path. Each unit's weights
-    are scaled to sum to 1, which keeps deep networks in range.
+    neutral norms, on random positive inputs of `input_shape`, or, where it takes indices, on `inputs`. Then
+    all signals are sums of positive path products, so a weight has a gradient exactly where it is on a path.
+    Each unit's weights are scaled to sum to 1, which keeps deep networks in range.
     """
     generator = torch.Generator().manual_seed(seed)
     probe = _with_mean_pools(copy.deepcopy(model).cpu().double().eval())

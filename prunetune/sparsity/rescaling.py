@@ -30,8 +30,8 @@ def rescale(
     GradInit (Zhu et al., arXiv 2102.08098) as ToST uses it (Jaiswal et al., arXiv 2205.15322): minimise
     L(θ − η g/‖g‖)/η subject to ‖g‖ ≤ γ over the scales of θ. Where the constraint is broken, the step reduces
     ‖g‖ instead. Adam with the scales' gradient clipped to norm 1; no scale below `min_scale`. Pruned
-    weights are zero and stay so. `batches` gives inputs and targets as the network and the `loss` take them, two per
-    iteration.
+    weights are zero and stay so. `batches` gives inputs and targets as the network and the `loss` take
+    them, two per iteration.
     """
     weights = {name: weight.detach() for name, weight in prunable(model).items()}
     alive = {name: (weight != 0).to(weight) for name, weight in weights.items()}

@@ -112,9 +112,7 @@ def make_learner(config: PrePruningConfig, model: nn.Module, density: float | No
     )
 
 
-def is_hopeless(
-    curve: Curve, config: PrePruningConfig, chance: float, metric: Metric = ACCURACY
-) -> bool:
+def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float, metric: Metric = ACCURACY) -> bool:
     """Whether a stage with this curve has collapsed: what comes after it would be a waste.
 
     The mask is all zero (then no gradient opens it again), or the metric was no better than at chance over

@@ -37,6 +37,11 @@ class Metric:
         return f"test_{self.name}"
 
     @property
+    def noun(self) -> str:
+        """Its name in a sentence: `accuracy`, `RMSE`."""
+        return self.label if self.label.isupper() else self.name.replace("_", " ")
+
+    @property
     def shown_unit(self) -> str:
         """In which unit it is shown: "%", `unit`, or ""."""
         return "%" if self.percent else self.unit

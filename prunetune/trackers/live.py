@@ -14,16 +14,25 @@ from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord
 from prunetune.records.results import Row, best_records
 from prunetune.search.queue import SweepSearch
+from prunetune.tasks import ACCURACY, Metric
 
 
 class Progress:
     """Listens to a sweep; use as a context manager around it."""
 
-    def __init__(self, console: Console, search: SweepSearch, densities: list[float], title: str) -> None:
+    def __init__(
+        self,
+        console: Console,
+        search: SweepSearch,
+        densities: list[float],
+        title: str,
+        metric: Metric = ACCURACY,
+    ) -> None:
         self._console = console
         self._search = search
         self._densities = densities
         self._title = title
+        self._metric = metric
         self._done: list[TrialRecord] = [r for r in search.past if r.density in densities]
         self._before = len(self._done)
         self._running: dict[str, tuple[TrialRecord, Epoch | None]] = {}
@@ -57,9 +66,9 @@ class Progress:
 
     def _line(self, record: TrialRecord) -> str:
         total = sum(self._search.total(density) for density in self._densities)
-        value = "" if record.val_accuracy is None else f" val {record.val_accuracy:.4f}"
+        value = "" if record.val is None else f" val {self._metric.text(record.val)}"
         best = best_records(self._done).get(record.density)
-        best_text = "" if best is None or best.val_accuracy is None else f" (best {best.val_accuracy:.4f})"
+        best_text = "" if best is None else f" (best {self._metric.text(best.val)})"
         reused = f", {record.epochs_reused} reused" if record.epochs_reused else ""
         left = self._left()
         left_text = f", {left} left" if left else ""
@@ -104,7 +113,7 @@ class Progress:
                 str(self._search.total(density)),
                 str(statuses["stopped"]),
                 str(statuses["failed"]),
-                "" if winner is None or winner.val_accuracy is None else f"{100 * winner.val_accuracy:.2f} %",
+                "" if winner is None else self._metric.text(winner.val),
                 "; ".join(_now(record, epoch) for record, epoch in here),
             )
         run = sum(r.epochs_run for r in self._done)
@@ -121,7 +130,8 @@ class Progress:
 
 def results_table(rows: list[Row]) -> Table:
     """The end of a sweep: the best configuration at each density."""
-    table = Table(title="Best per density (chosen by validation accuracy)", title_justify="left")
+    noun = rows[0].metric.noun if rows else ACCURACY.noun
+    table = Table(title=f"Best per density (chosen by validation {noun})", title_justify="left")
     for name in ("density", "sparsity", "val", "test", "nonzero", "effective", "status", "trial", "trials"):
         table.add_column(name, justify="right")
     for row in rows:

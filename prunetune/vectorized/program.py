@@ -128,13 +128,11 @@ class Program:
 
     @property
     def _streams(self) -> list[tuple[int, int]]:
-        """The seeds and epochs that batches are drawn from; where it is one, all trials see the same batches."""
+        """The seeds and epochs that batches are drawn from; if it is one, all trials see the same batches."""
         return list(dict.fromkeys((work.seed, work.epoch) for work in self._works))
 
-    def _losses(
-        self, outputs: Tensor, y: Tensor, smoothing: Tensor | float, shared: bool
-    ) -> Tensor:
-        """Mean loss by trial (K,) of outputs (K, B, …), with the α of each; `shared`: the same targets for all."""
+    def _losses(self, outputs: Tensor, y: Tensor, smoothing: Tensor | float, shared: bool) -> Tensor:
+        """Mean loss by trial (K,) of outputs (K, B, …), with each's α; `shared`: for the same targets."""
         by_trial = 0 if isinstance(smoothing, Tensor) else None
         losses: Tensor = vmap(self._task.loss, in_dims=(0, None if shared else 0, by_trial))(
             outputs, y, smoothing
@@ -188,7 +186,7 @@ class Program:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[list[float], list[float]]:
-        """The metric on the validation split and the loss by trial, of the networks at the start of the next epoch."""
+        """The validation metric and loss by trial, of the networks at the start of the next epoch."""
         smoothing = [work.learner.smoothing(work.epoch + 1) for work in self._works]
         forward = self._forward(smoothing)
         split, count = self._data.validation, len(self._works)
@@ -235,4 +233,3 @@ class Program:
 
     def _vector(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self._device)
-

@@ -21,6 +21,7 @@ from mlflow.entities import Metric, Param, RunTag
 from prunetune.config import document
 from prunetune.engine.epoch import Epoch
 from prunetune.records.ledger import TrialRecord
+from prunetune.tasks import ACCURACY
 from prunetune.trackers.mlflow import experiments
 from prunetune.trackers.mlflow.artifacts import Artifacts
 
@@ -54,6 +55,7 @@ class Tracker:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._parent = ""
+        self._metric = ACCURACY.name
         self._unwritten = 0
         self._artifacts = Artifacts(where.uri)
         self._closed_at = math.inf
@@ -67,6 +69,7 @@ class Tracker:
         opened again when its trial goes on.
         """
         text = document.dump(file)
+        self._metric = records[0].metric if records else ACCURACY.name  # without records there are no runs
 
         def begin() -> None:
             self._connect()
@@ -186,7 +189,7 @@ class Tracker:
         counts = [run.data.metrics.get(name) for name in ("epochs_run", "epochs_reused")]
         if run.info.status == "FINISHED" and None not in counts:
             return int(sum(counts))
-        history = self._client.get_metric_history(run.info.run_id, "val_accuracy")
+        history = self._client.get_metric_history(run.info.run_id, f"val_{self._metric}")
         return max((metric.step for metric in history), default=0)
 
     def _search(self, condition: str) -> list[Any]:
@@ -264,8 +267,8 @@ class Tracker:
         now, run_id = int(time.time() * 1000), self.run_ids[record.uid]
         last = max((epoch.epoch for epoch in record.curve), default=0)
         results = {
-            "final_val_accuracy": record.val_accuracy,
-            "test_accuracy": record.test_accuracy,
+            f"final_val_{record.metric}": record.val,
+            f"test_{record.metric}": record.test,
             "nonzero": record.nonzero,
             "effective_density": record.effective_density,
             "epochs_run": record.epochs_run,
