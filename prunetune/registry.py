@@ -288,6 +288,7 @@ TASKS = Kind(
         "classification": "prunetune.tasks.classification:Classification",
         "regression": "prunetune.tasks.regression:Regression",
     },
+    provided=("form",),
 )
 """`task`: `task(form, *, options…) -> Task`, a class as `tasks/task.py` has it."""
 

@@ -313,7 +313,8 @@ class Config(Section):
     def _as_the_task_wants(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
         """A source that can give its targets as classes or as numbers gives what the task learns."""
         task = info.data.get("task")
-        if task is None or data.options.get("targets", "") is not None:
+        can_choose = "targets" in data.kind.options(data.name).model_fields
+        if task is None or not can_choose or data.options.get("targets") is not None:
             return data
         return data.model_copy(update={"targets": task.component.targets})
 
