@@ -29,12 +29,6 @@ _RETRIES = 3
 """A trial may lose its worker (a spot machine, an out-of-memory kill) this often without a new epoch."""
 _SETBACKS = 5
 """A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
-_OUTCOME = (
-    "status",
-    "nonzero",
-    "effective_density",
-    "cut_layers",
-)
 
 
 class Listener(Protocol):
@@ -101,11 +95,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 continue
             is_stopped = self._take_epochs(record, news["epochs"])
             if "status" in news:
-                for name in (*_OUTCOME, "error"):
-                    if name in news:
-                        setattr(record, name, news[name])
-                record.val = news.get(f"val_{record.metric}")
-                record.test = news.get(f"test_{record.metric}")
+                record.take(news)
                 self._end(worker, record)
             elif is_stopped:
                 self._stop(record, news["epochs"][-1].key)

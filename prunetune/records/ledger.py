@@ -44,6 +44,10 @@ FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
 """What is not tried again when the same command runs again."""
 
 
+_OUTCOME = ("status", "nonzero", "effective_density", "cut_layers", "error")
+"""What a trial gives, beside the metric."""
+
+
 @dataclass
 class TrialRecord:
     """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
@@ -120,6 +124,14 @@ class TrialRecord:
         """Set how many epochs this trial has trained: an interrupted one finds its own in the store."""
         self.epochs_run = sum(epoch.owner == self.uid for epoch in self.curve)
         self.epochs_reused = len(self.curve) - self.epochs_run
+
+    def take(self, outcome: Mapping[str, Any]) -> None:
+        """Set what the trial gave, from values by name as `PipelineResult.metrics` has them."""
+        for name in _OUTCOME:
+            if name in outcome:
+                setattr(self, name, outcome[name])
+        self.val = outcome.get(f"val_{self.metric}")
+        self.test = outcome.get(f"test_{self.metric}")
 
     def plain(self) -> dict[str, Any]:
         """As plain data."""

@@ -53,12 +53,12 @@ def plan(config: Config, data_digest: str) -> Plan:
     pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
     origin = Origin(
         data=data_digest,
-        task=config.task,
         batch_size=config.data.batch_size,
         augmentation=config.data.augmentation,
         model=config.model,
         seed=config.seed,
         precision=config.precision,
+        task=config.task,
     )
     initializer = None if pre is None else pre.initializer
     network: Stage = Initial(origin, initializer)

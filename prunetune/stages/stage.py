@@ -44,12 +44,12 @@ class Origin:
     """
 
     data: str
-    task: TaskConfig
     batch_size: int
     augmentation: AugmentationConfig | None
     model: ModelConfig
     seed: int
     precision: str
+    task: TaskConfig
 
     def build(self, place: Place, seed: int | None = None) -> nn.Module:
         """A fresh network on the data's device, drawn from the run's seed or another one."""
@@ -240,11 +240,11 @@ def _compaction(learner: Learner, origin: Origin, place: Place) -> Compaction | 
         return None
     if not isinstance(constraint, Pruned):
         return None
-    probe = learner.learns(place.data).probe(origin.batch_size)
+    probe = None if learner.task is None else learner.task.probe(origin.batch_size)
     return Compaction(
         learner.model,
         constraint.mask,
         place.data.shape,
         batch_size=origin.batch_size,
-        inputs=None if probe.is_floating_point() else probe,
+        inputs=None if probe is None or probe.is_floating_point() else probe,
     )
