@@ -45,6 +45,9 @@ def tabular(
         raise UserError(f"data.target = {named!r}: classes are in one column")
     table = _Table.read(train_file)
     tables = [table] if test_file is None else [table, _Table.read(test_file)]
+    for part in tables:
+        for name in named:
+            part.cells("target", name)  # before the rest is taken for what it is learnt from
     chosen = [name for name in table.columns if name not in named] if features is None else features
     both = next((name for name in chosen if name in named), None)
     if both is not None:
@@ -178,8 +181,7 @@ def _files(root: str, test: str | None) -> tuple[Path, Path | None]:
         train, beside = top, None
     else:
         raise UserError(
-            f"data.root = {root!r}: must be a .csv or .parquet file, or a folder; "
-            f"looked for {top.absolute()}"
+            f"data.root = {root!r}: must be a .csv or .parquet file, or a folder; looked for {top.absolute()}"
         )
     if test is None:
         return train, beside
