@@ -74,13 +74,16 @@ class Metric:
         >>> ACCURACY.text(0.975), ACCURACY.text(None)
         ('97.50 %', '')
         >>> price = Metric("rmse", "RMSE", maximize=False, unit="€", worst=math.inf)
-        >>> price.text(53.24), price.text(0.05321), price.text(12345.6)
-        ('53.2 €', '0.0532 €', '12,346 €')
+        >>> price.text(53.24), price.text(60.0), price.text(0.05321), price.text(12345.6)
+        ('53.2 €', '60.0 €', '0.0532 €', '12,346 €')
         """
         if value is None or math.isnan(value):
             return ""
         shown = self.shown(value)
-        digits = f"{shown:.2f}" if self.percent else f"{shown:.3g}" if abs(shown) < 1000 else f"{shown:,.0f}"
+        if self.percent:
+            digits = f"{shown:.2f}"
+        else:  # three digits, or all before the point
+            digits = f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:#.3g}".rstrip(".")
         return f"{digits} {self.shown_unit}".rstrip()
 
     def plain(self) -> dict[str, Any]:

@@ -324,8 +324,8 @@ def test_the_best_of_a_regression_has_the_smallest_error(sweep: tuple[Config, Pr
     again = TrialRecord.read(best.plain())
     assert again == best
     (row,) = results.rows(records, RMSE)
-    assert row.cells()[2:4] == ["50", "50"]
-    assert "validation 50, test 50." in results.best_yaml(best, sweep[0], {})
+    assert row.cells()[2:4] == ["50.0", "50.0"]
+    assert "validation 50.0, test 50.0." in results.best_yaml(best, sweep[0], {})
 
 
 def test_a_record_of_an_earlier_version_has_an_accuracy() -> None:
@@ -390,7 +390,7 @@ def test_tables_and_figures_follow_the_metric(sweep: tuple[Config, Problem, Ledg
     written = report.write_report(ledger.store, "small")
     assert [Path(path).name for path in written] == ["summary.md", "rmse.png"]
     summary = (ledger.store.read_file("report/summary.md") or b"").decode()
-    assert "| 0.5 | 50 % | 50 | 50 | 10 |" in summary
+    assert "| 0.5 | 50 % | 50.0 | 50.0 | 10 |" in summary
     assert "Chosen by validation RMSE; test RMSE played no part." in summary
     assert "| 50 (1) |" in report.comparison({"small": frame})
 
