@@ -288,7 +288,7 @@ TASKS = Kind(
         "classification": "prunetune.tasks.classification:Classification",
         "regression": "prunetune.tasks.regression:Regression",
     },
-    provided=("form",),
+    positional=1,
 )
 """`task`: `task(form, *, options…) -> Task`, a class as `tasks/task.py` has it."""
 

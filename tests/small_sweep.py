@@ -47,10 +47,10 @@ def finish(
     record: TrialRecord, value: float | None, status: Any = "complete", epochs: int = 3
 ) -> TrialRecord:
     """Fill in a result: `epochs` post-pruning epochs that end at `value`."""
-    record.status, record.val_accuracy = status, value
+    record.status, record.val = status, value
     if value is not None:
         record.curve = [epoch(e, value * e / epochs, post=e) for e in range(1, epochs + 1)]
     record.epochs_run = len(record.curve)
     if status in ("complete", "collapsed"):
-        record.test_accuracy, record.nonzero, record.effective_density = value, 10, record.density
+        record.test, record.nonzero, record.effective_density = value, 10, record.density
     return record

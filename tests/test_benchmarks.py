@@ -137,7 +137,7 @@ def test_the_project_and_the_plain_loop_read_the_same_images(
     data = datasets.load(DataConfig(name=name, root=root, validation_fraction=1e-9))
     assert (len(data.train), len(data.validation), len(data.test)) == (16, 1, 10)
     rows = {tuple(image.flatten().tolist()): int(label) for image, label in zip(images, labels, strict=True)}
-    for image, label in zip(data.train.images, data.train.labels, strict=True):
+    for image, label in zip(data.train.inputs, data.train.targets, strict=True):
         assert rows[tuple(image.flatten().tolist())] == label
     x, y = plain_loop.plain_source(name, root, images, labels)[3]
     assert y == labels[3]

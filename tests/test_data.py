@@ -34,6 +34,11 @@ def digits(**keys: Any) -> Dataset:
     return data.load(DataConfig.model_validate({"name": "digits", **keys}))
 
 
+def described(config: DataConfig) -> tuple[tuple[int, ...], int | None]:
+    form = data.form_of(config)
+    return form.shape, form.classes
+
+
 def rows(images: Tensor) -> set[bytes]:
     return {image.numpy().tobytes() for image in images}
 
@@ -54,9 +59,9 @@ def test_digits_are_split_into_disjoint_parts() -> None:
     assert (len(found.train), len(found.validation), len(found.test)) == (1293, 144, 360)
     assert found.shape == (1, 8, 8)
     assert found.classes == 10
-    assert found.train.images.dtype == torch.uint8
+    assert found.train.inputs.dtype == torch.uint8
     # No image is twice in this data set, so equal bytes would be the same image.
-    parts = [rows(split.images) for split in (found.train, found.validation, found.test)]
+    parts = [rows(split.inputs) for split in (found.train, found.validation, found.test)]
     assert sum(map(len, parts)) == len(set.union(*parts))
 
 
@@ -66,13 +71,13 @@ def test_the_validation_split_follows_its_seed_alone() -> None:
     data.loading._loaded.clear()
     again = digits(batch_size=32)
     assert again is not one
-    assert torch.equal(again.validation.images, one.validation.images)
-    assert torch.equal(again.train.labels, one.train.labels)
+    assert torch.equal(again.validation.inputs, one.validation.inputs)
+    assert torch.equal(again.train.targets, one.train.targets)
     assert again.digest == one.digest
     other = digits(split_seed=1)
     assert other.digest != one.digest
-    assert rows(other.validation.images) != rows(one.validation.images)
-    assert torch.equal(other.test.images, one.test.images)
+    assert rows(other.validation.inputs) != rows(one.validation.inputs)
+    assert torch.equal(other.test.inputs, one.test.inputs)
 
 
 def test_what_is_provided_is_not_read_from_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,10 +89,10 @@ def test_what_is_provided_is_not_read_from_files(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     assert data.load(nowhere.model_copy(update={"root": "nowhere"})) is received
     assert (received.digest, received.classes, received.shape) == (found.digest, found.classes, found.shape)
-    assert torch.equal(received.train.images, found.train.images)
-    assert torch.equal(received.test.labels, found.test.labels)
-    assert received.test.labels.data_ptr() == found.test.labels.data_ptr()  # not copied
-    images = found.validation.images
+    assert torch.equal(received.train.inputs, found.train.inputs)
+    assert torch.equal(received.test.targets, found.test.targets)
+    assert received.test.targets.data_ptr() == found.test.targets.data_ptr()  # not copied
+    images = found.validation.inputs
     assert torch.equal(received.normalize(images), found.normalize(images))
 
 
@@ -115,8 +120,8 @@ def test_read_only_arrays_are_received_without_a_warning(recwarn: pytest.Warning
 def test_a_limit_takes_a_fixed_mixture_of_the_images() -> None:
     found = digits(limit=100, validation_fraction=0.2)
     assert (len(found.train), len(found.validation), len(found.test)) == (80, 20, 100)
-    assert len(found.test.labels.unique()) == 10
-    assert rows(found.test.images) < rows(digits().test.images)
+    assert len(found.test.targets.unique()) == 10
+    assert rows(found.test.inputs) < rows(digits().test.inputs)
 
 
 @pytest.mark.parametrize("limit", [1, 2])
@@ -166,17 +171,17 @@ def test_a_constant_channel_has_deviation_one() -> None:
 
 def test_normalized_training_images_have_mean_zero_and_deviation_one() -> None:
     found = digits()
-    normalized = found.normalize(found.train.images)
+    normalized = found.normalize(found.train.inputs)
     assert float(normalized.mean()) == pytest.approx(0, abs=1e-4)
     assert float(normalized.std()) == pytest.approx(1, abs=1e-3)
-    by_hand = (found.test.images[:3].float() - found.mean.view(1, 1, 1, 1)) / found.std.view(1, 1, 1, 1)
-    torch.testing.assert_close(found.normalize(found.test.images[:3]), by_hand)
+    by_hand = (found.test.inputs[:3].float() - found.mean.view(1, 1, 1, 1)) / found.std.view(1, 1, 1, 1)
+    torch.testing.assert_close(found.normalize(found.test.inputs[:3]), by_hand)
 
 
 def test_shape_of_knows_the_named_sets_without_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data.loading, "_load", None)
-    assert data.shape_of(DataConfig(name="digits")) == ((1, 8, 8), 10)
-    assert data.shape_of(DataConfig(name="cifar100", root="/nowhere")) == ((3, 32, 32), 100)
+    assert described(DataConfig(name="digits")) == ((1, 8, 8), 10)
+    assert described(DataConfig(name="cifar100", root="/nowhere")) == ((3, 32, 32), 100)
 
 
 # --- batches
@@ -202,7 +207,7 @@ def test_an_epoch_sees_each_image_at_most_once_and_leaves_out_the_last_smaller_b
 def test_a_batch_larger_than_the_data_is_all_of_it() -> None:
     found = toy(10)
     (batch,) = drawn_labels(found, 99, seed=0)
-    assert sorted(batch) == sorted(found.train.images[:, 0, 0, 0].tolist())
+    assert sorted(batch) == sorted(found.train.inputs[:, 0, 0, 0].tolist())
     assert steps_per_epoch(found, 99) == 1
     assert len(drawn_labels(found, 5, seed=0)) == steps_per_epoch(found, 5) == 2
 
@@ -220,8 +225,8 @@ def test_evaluation_sees_everything_in_order_without_augmentation() -> None:
     found = toy(10)
     pieces = list(evaluation_batches(found, found.test, size=5))
     assert [len(y) for _, y in pieces] == [5, 5, 2]
-    assert torch.equal(torch.cat([y for _, y in pieces]), found.test.labels)
-    torch.testing.assert_close(torch.cat([x for x, _ in pieces]), found.normalize(found.test.images))
+    assert torch.equal(torch.cat([y for _, y in pieces]), found.test.targets)
+    torch.testing.assert_close(torch.cat([x for x, _ in pieces]), found.normalize(found.test.inputs))
 
 
 # --- augmentation
@@ -358,11 +363,11 @@ def test_parquet_files_are_read_in_order(pictures: Path) -> None:
     assert found.classes == 3
     assert (len(found.train), len(found.validation), len(found.test)) == (8, 2, 4)
     expected = torch.stack([torch.from_numpy(picture(i)).permute(2, 0, 1) for i in range(10, 14)])
-    assert torch.equal(found.test.images, expected)
-    assert found.test.labels.tolist() == [1, 2, 0, 1]
+    assert torch.equal(found.test.inputs, expected)
+    assert found.test.targets.tolist() == [1, 2, 0, 1]
     everything = {picture(i).transpose(2, 0, 1).tobytes(): i % 3 for i in range(10)}
     for split in (found.train, found.validation):
-        for image, label in zip(split.images, split.labels, strict=True):
+        for image, label in zip(split.inputs, split.targets, strict=True):
             assert everything.pop(image.numpy().tobytes()) == label
     assert everything == {}
 
@@ -514,9 +519,9 @@ def spoil_all_test_rows(root: Path) -> None:
             r"needs a column of structs with 'bytes' and a column 'label'; has \['img', 'class'\]",
         ),
         (spoil_image_column, r"needs a column of structs with 'bytes'"),
-        (spoil_rows, r"has 1 training images; at least 2 are needed"),
-        (spoil_all_rows, r"has 0 training images|no images|no rows"),
-        (spoil_all_test_rows, r"has 0 test images|no images|no rows"),
+        (spoil_rows, r"has 1 training examples; at least 2 are needed"),
+        (spoil_all_rows, r"has 0 training examples|no images|no rows"),
+        (spoil_all_test_rows, r"has 0 test examples|no images|no rows"),
     ],
 )
 def test_what_can_be_wrong_with_parquet_files_is_named(pictures: Path, spoil: Any, words: str) -> None:
@@ -554,9 +559,9 @@ def test_the_folders_names_are_the_classes(folder: Path) -> None:
     assert found.classes == 2
     assert found.shape == (3, 4, 5)
     assert len(found.train) + len(found.validation) == 9
-    assert found.test.labels.tolist() == [1, 1]
-    assert torch.equal(found.test.images[0], torch.from_numpy(picture(9)).permute(2, 0, 1))
-    assert torch.cat([found.train.labels, found.validation.labels]).bincount().tolist() == [5, 4]
+    assert found.test.targets.tolist() == [1, 1]
+    assert torch.equal(found.test.inputs[0], torch.from_numpy(picture(9)).permute(2, 0, 1))
+    assert torch.cat([found.train.targets, found.validation.targets]).bincount().tolist() == [5, 4]
 
 
 @pytest.mark.parametrize("name", ["val", "valid"])
@@ -575,7 +580,7 @@ def test_images_of_differing_sizes_are_resized_where_a_size_is_given(folder: Pat
 def test_a_limit_does_not_take_the_first_class_only(folder: Path) -> None:
     found = image_folder(folder, limit=4)  # of 5 cats, then 4 dogs
     assert len(found.train) + len(found.validation) == 4
-    assert len(torch.cat([found.train.labels, found.validation.labels]).unique()) == 2
+    assert len(torch.cat([found.train.targets, found.validation.targets]).unique()) == 2
 
 
 def remove_train(root: Path) -> None:
@@ -654,8 +659,8 @@ def test_a_damaged_file_of_mnist_is_a_users_error(tmp_path: Path) -> None:
 def test_mnist_is_read_as_published(mnist_root: str) -> None:
     found = data.load(DataConfig(name="mnist", root=mnist_root))
     assert (len(found.train), len(found.validation), len(found.test)) == (54_000, 6_000, 10_000)
-    assert data.shape_of(DataConfig(name="mnist")) == (found.shape, found.classes)
-    assert found.test.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    assert described(DataConfig(name="mnist")) == (found.shape, found.classes)
+    assert found.test.targets[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
     assert float(found.mean) / 255 == pytest.approx(0.1307, abs=5e-4)
     assert float(found.std) / 255 == pytest.approx(0.3081, abs=5e-4)
     data.loading._loaded.clear()
@@ -668,6 +673,6 @@ def test_cifar_10_as_parquet(cifar_root: str, tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_batches([head]), tmp_path / file.name)
     found = parquet(tmp_path)
     assert (len(found.train), len(found.validation), len(found.test)) == (270, 30, 300)
-    assert data.shape_of(DataConfig(name="cifar10")) == (found.shape, found.classes)
+    assert described(DataConfig(name="cifar10")) == (found.shape, found.classes)
     assert float(found.mean.mean()) / 255 == pytest.approx(0.473, abs=0.03)
-    assert len(found.train.labels.unique()) == 10
+    assert len(found.train.targets.unique()) == 10

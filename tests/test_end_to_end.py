@@ -358,9 +358,9 @@ def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path
 
     model = mlflow.pyfunc.load_model(str(saved / "mlflow_model"))
     test = data.load(load(str(best)).data).test
-    probabilities = model.predict(test.images.numpy())
+    probabilities = model.predict(test.inputs.numpy())
     assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
-    assert (probabilities.argmax(1) == test.labels.numpy()).mean() == pytest.approx(metrics["test_accuracy"])
+    assert (probabilities.argmax(1) == test.targets.numpy()).mean() == pytest.approx(metrics["test_accuracy"])
 
     frame = pd.read_parquet(undisturbed / "runs" / "tiny" / "results.parquet")
     run_id = frame[(frame["density"] == 0.1) & (frame["trial"] == record["number"])]["mlflow_run_id"].item()

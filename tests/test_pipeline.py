@@ -494,7 +494,7 @@ class Toy:
     def __init__(self, tree: Tree, store: Store, monkeypatch: pytest.MonkeyPatch, **place: Any) -> None:
         config = Config.model_validate(tree)
         data = datasets.load(config.data)
-        self.origin = Origin(data.digest, config.data.batch_size, None, config.model, 0, "auto")
+        self.origin = Origin(data.digest, config.data.batch_size, None, config.model, 0, "auto", config.task)
         self.built: list[nn.Module] = []
         build = models.build
 
@@ -736,7 +736,7 @@ def test_invariant_7_always_naming_the_most_frequent_class_is_a_collapse(
     toy = Toy(tiny, store, monkeypatch)
     data = toy.place.data
     train, validation = (
-        datasets.Split(split.images, torch.zeros_like(split.labels))
+        datasets.Split(split.inputs, torch.zeros_like(split.targets))
         for split in (data.train, data.validation)
     )
     toy.place.data = replace(data, train=train, validation=validation)
@@ -872,7 +872,7 @@ def test_the_stored_keys_are_all_that_a_run_leaves(small: Tree, store: Store, pr
 def test_the_number_of_classes_is_in_every_key(small: Tree) -> None:
     config = Config.model_validate(small)
     data = datasets.load(config.data)
-    split = datasets.Split(data.train.images, data.train.labels)
+    split = datasets.Split(data.train.inputs, data.train.targets)
 
     def keys(classes: int) -> Any:
         made = datasets.dataset.split_off_validation(split, split, classes, fraction=0.2, seed=0)

@@ -110,7 +110,7 @@ def test_numbers_of_workers_that_cannot_be_are_named(capsys, tmp_path: Path) -> 
     few = ("densities=[0.1]", "data.batch_size=2", "pre_pruning=null")
     post = "post_pruning={epochs: 1, optimizer: {name: adam, lr: 1e-3}}"
     message = fails(capsys, train.main, DIGITS, *few, post, "--workers", "3")
-    assert "data.batch_size = 2: a batch has 2 images; --workers 3 are too many for it" in message
+    assert "data.batch_size = 2: a batch has 2 examples; --workers 3 are too many for it" in message
     message = fails(capsys, train.main, DIGITS, *few, post, "--workers", "0")
     assert "--workers 0: must be at least 1" in message
 

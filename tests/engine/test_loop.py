@@ -262,9 +262,9 @@ def test_validation_is_without_label_smoothing_and_at_the_time_after_the_epoch()
     found = list(epochs(learner, data, total=2, batch_size=8, augmentation=None, seed=5))
     assert asked == [0, 1, 1, 2]
     with torch.no_grad():
-        logits = model.eval()(data.normalize(data.validation.images))
-    assert found[-1]["val_loss"] == pytest.approx(F.cross_entropy(logits, data.validation.labels).item())
-    assert found[-1]["val_accuracy"] == float((logits.argmax(1) == data.validation.labels).float().mean())
+        logits = model.eval()(data.normalize(data.validation.inputs))
+    assert found[-1]["val_loss"] == pytest.approx(F.cross_entropy(logits, data.validation.targets).item())
+    assert found[-1]["val_accuracy"] == float((logits.argmax(1) == data.validation.targets).float().mean())
 
 
 @pytest.mark.parametrize(("batch_size", "steps"), [(8, 5), (9, 4), (39, 1), (40, 1), (41, 1), (1000, 1)])
@@ -289,9 +289,9 @@ def test_evaluation_is_exact_in_evaluation_mode_and_restores_the_mode() -> None:
     accuracy, loss = evaluate(model, data, data.train)
     assert model.training
     with torch.no_grad():
-        logits = model.eval()(data.normalize(data.train.images))
-    assert accuracy == pytest.approx(float((logits.argmax(1) == data.train.labels).double().mean()))
-    assert loss == pytest.approx(float(F.cross_entropy(logits, data.train.labels)), rel=1e-5)
+        logits = model.eval()(data.normalize(data.train.inputs))
+    assert accuracy == pytest.approx(float((logits.argmax(1) == data.train.targets).double().mean()))
+    assert loss == pytest.approx(float(F.cross_entropy(logits, data.train.targets)), rel=1e-5)
     assert evaluate(model, data, data.train)[0] == accuracy
     assert not model.training
 
@@ -348,8 +348,8 @@ def test_an_infinite_loss_is_a_divergence_even_if_validation_does_not_see_it() -
         model[4].bias.copy_(torch.tensor([3e38, -3e38, 0.0]))  # sure of class 0
     data = replace(
         data,
-        train=Split(data.train.images, torch.ones_like(data.train.labels)),
-        validation=Split(data.validation.images, torch.zeros_like(data.validation.labels)),
+        train=Split(data.train.inputs, torch.ones_like(data.train.targets)),
+        validation=Split(data.validation.inputs, torch.zeros_like(data.validation.targets)),
     )
     assert evaluate(model, data, data.validation) == (1.0, 0.0)
     learner = learner_for(model, optimizer_config(lr=1e-30))

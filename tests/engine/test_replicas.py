@@ -237,7 +237,7 @@ def test_batch_normalization_is_that_of_the_whole_batch(seen: list[Tree]) -> Non
 
 def test_what_is_wrong_is_said_by_every_replica(seen: list[Tree]) -> None:
     for one in seen:
-        assert one["too many"] == f"a batch has 1 images: too few for {len(seen)} workers"
+        assert one["too many"] == f"a batch has 1 examples: too few for {len(seen)} workers"
         assert one["once"] == "the storage is not there"
         assert one["same"] == "the masks differ between workers 0 and 1: m"
 

@@ -90,8 +90,7 @@ def in_this_process(die_after: float = float("inf"), interrupt_after: float = fl
                     return True
                 record.curve.append(report)
                 search.progressed(record)
-            for name, value in result.metrics().items():
-                setattr(record, name, value)
+            record.take(result.metrics())
             record.count_epochs()
             search.tell(record)
             for listener in listeners:

@@ -26,7 +26,7 @@ def records(folder: Path, outcomes: list[tuple]) -> tuple:
             record = search.next()
             assert record is not None
             finish(record, val, status)
-            record.test_accuracy = test
+            record.test = test
             search.tell(record)
             done.append(record)
     return config, search, done
@@ -121,7 +121,7 @@ def test_the_live_view_counts_and_names_what_runs(tmp_path: Path) -> None:
     view.epochs(running, [epoch(2)])
     Console(file=out, width=140).print(view._view())
     text = out.getvalue()
-    assert "[1/40] d=0.1 #0 complete val 0.7000 (best 0.7000), 3 epochs, 3 reused" in text
+    assert "[1/40] d=0.1 #0 complete val 70.00 % (best 70.00 %), 3 epochs, 3 reused" in text
     row = next(line for line in text.splitlines() if "99 %" not in line and "90 %" in line)
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells == ["0.1", "90 %", "1", "1", "20", "0", "0", "70.00 %", "#1 pre epoch 2"]

@@ -106,8 +106,8 @@ def test_grasp_is_the_weight_times_the_hessian_times_the_gradient() -> None:
 
     def loss(flat: Tensor) -> Tensor:
         first, second = (p.view(2, 2) for p in flat.split(sizes))
-        logits = torch.relu(s.images.flatten(1) @ first.T) @ second.T / 200
-        return F.cross_entropy(logits, s.labels)
+        logits = torch.relu(s.inputs.flatten(1) @ first.T) @ second.T / 200
+        return F.cross_entropy(logits, s.targets)
 
     theta = torch.cat([w.detach().flatten() for w in weights])
     gradient = torch.autograd.functional.jacobian(loss, theta)
@@ -123,7 +123,7 @@ def test_grasp_keeps_what_carries_the_gradients_norm() -> None:
     s = scene(x=torch.randn(20, 1, 1, 2, generator=generator()))
 
     def norm(model: nn.Module) -> float:
-        out = F.cross_entropy(model(s.images) / 200, s.labels)
+        out = F.cross_entropy(model(s.inputs) / 200, s.targets)
         return float(sum((g**2).sum() for g in torch.autograd.grad(out, list(prunable(model).values()))))
 
     scores = criteria.grasp(s)
