@@ -15,8 +15,10 @@ class Metric:
     """A number by which networks are judged; `val_<name>` and `test_<name>` hold it as it is.
 
     `label` is for people ("top-1 accuracy"). With `percent` it is in [0, 1] and shown as a percentage; else
-    shown with its `unit`, if it has one. `worst` is what a network counts that gives no answer at all: no
-    network that gives one is worse. Decisions read `score`, of which the higher is the better for any metric.
+    shown with its `unit`, if it has one. `worst` is what a network counts that gives no answer at all, such
+    as one that diverged: no network that gives one is worse. By default it is infinitely bad.
+
+    Decisions read `score`, of which the higher is the better for any metric.
     """
 
     name: str
@@ -24,7 +26,11 @@ class Metric:
     maximize: bool = True
     percent: bool = False
     unit: str = ""
-    worst: float = 0.0
+    worst: float = math.nan
+
+    def __post_init__(self) -> None:
+        if math.isnan(self.worst):
+            object.__setattr__(self, "worst", -math.inf if self.maximize else math.inf)
 
     @property
     def val(self) -> str:
@@ -54,7 +60,7 @@ class Metric:
     def score(self, value: float) -> float:
         """The value turned so that higher is better; one that is not a number is the worst.
 
-        >>> ACCURACY.score(0.9), Metric("rmse", "RMSE", maximize=False, worst=math.inf).score(53.2)
+        >>> ACCURACY.score(0.9), Metric("rmse", "RMSE", maximize=False).score(53.2)
         (0.9, -53.2)
         """
         value = self.worst if math.isnan(value) else value
@@ -73,7 +79,7 @@ class Metric:
 
         >>> ACCURACY.text(0.975), ACCURACY.text(None)
         ('97.50 %', '')
-        >>> price = Metric("rmse", "RMSE", maximize=False, unit="€", worst=math.inf)
+        >>> price = Metric("rmse", "RMSE", maximize=False, unit="€")
         >>> price.text(53.24), price.text(60.0), price.text(0.05321), price.text(12345.6)
         ('53.2 €', '60.0 €', '0.0532 €', '12,346 €')
         """
@@ -103,5 +109,5 @@ def accuracy(name: str, value: float | None) -> float | None:
     return value
 
 
-ACCURACY = Metric("accuracy", "top-1 accuracy", percent=True)
+ACCURACY = Metric("accuracy", "top-1 accuracy", percent=True, worst=0.0)
 """The share of examples whose class is named right."""

@@ -14,7 +14,7 @@ from prunetune.errors import UserError
 from prunetune.tasks.metric import Metric
 from prunetune.tasks.task import Affine, Task
 
-RMSE = Metric("rmse", "RMSE", maximize=False, worst=math.inf)
+RMSE = Metric("rmse", "RMSE", maximize=False)
 """The root of the mean squared error, in the target's own unit."""
 
 

@@ -14,10 +14,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from balanced import Balanced
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 
 from prunetune import data as datasets
 from prunetune import models, pipeline, run_pipeline, tasks, train
+from prunetune import sweep as sweep_command
 from prunetune.config import document
 from prunetune.config.document import Document
 from prunetune.config.reading import sweep_from_document, validate
@@ -414,3 +416,42 @@ def test_train_saves_a_regression_that_answers_in_the_targets_unit(
     np.testing.assert_allclose(served.predict(data.test.inputs.numpy()), answers.numpy(), rtol=1e-6)
     with pytest.raises(ValueError, match=r"inputs: shape \(2, 3\); \(N, 10\) is needed"):
         model(torch.zeros(2, 3))
+
+
+def test_the_example_of_the_documentation_is_a_task(
+    tiny: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "documented_task.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    result, _ = run({**tiny, "task": "documented_task:Balanced"}, tmp_path / "store")
+    expected, _ = run({**tiny, "task": "balanced:Balanced"}, tmp_path / "store")
+    assert (result.val, result.metric) == (expected.val, expected.metric)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_regression_is_one_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(__file__).parents[2] / "sweeps" / "diabetes.yaml"
+    few = ["densities=[0.3]", "search.trials_per_density=2", "pre_pruning.epochs=2", "post_pruning.epochs=3"]
+    assert sweep_command.main([str(file), f"storage={tmp_path}", *few]) == 0
+    printed = capsys.readouterr().out
+    assert "Best per density (chosen by validation RMSE)" in printed
+    frame = report.read_results(Store(str(tmp_path / "diabetes")))
+    assert frame is not None
+    best = report.best_rows(frame).iloc[0]
+    assert best["val_rmse"] == frame.loc[frame["status"].isin(["complete", "collapsed"]), "val_rmse"].min()
+    comment = (tmp_path / "diabetes" / "best" / "density-0.3.yaml").read_text().splitlines()[0]
+    assert f"validation {RMSE.text(best['val_rmse'])}, test {RMSE.text(best['test_rmse'])}." in comment
+    client = MlflowClient(f"sqlite:///{tmp_path / 'diabetes' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("diabetes")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "trial" not in run.data.tags]
+    assert parent.data.metrics["best_val_rmse_density_0.3"] == best["val_rmse"]
+    (child,) = [run for run in runs if run.info.run_id == best["mlflow_run_id"]]
+    assert child.data.metrics["final_val_rmse"] == child.data.metrics["val_rmse"] == best["val_rmse"]
+    assert child.data.metrics["test_rmse"] == best["test_rmse"]
+    assert not any("accuracy" in name for run in runs for name in run.data.metrics)

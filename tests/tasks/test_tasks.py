@@ -207,7 +207,9 @@ def test_a_metric_says_what_is_better_and_how_it_is_read() -> None:
         "RMSE",
         "accuracy",
     )
-    priced = Metric("mae", "mean absolute error", maximize=False, unit="€", worst=math.inf)
+    priced = Metric("mae", "mean absolute error", maximize=False, unit="€")
+    assert priced.worst == math.inf
+    assert Metric("r2", "R²").worst == -math.inf
     assert priced.axis == "mean absolute error, €"
     for metric in (ACCURACY, RMSE, priced):
         assert Metric.read(metric.plain()) == metric
