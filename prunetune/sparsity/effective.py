@@ -22,14 +22,16 @@ def effective_weights(
 ) -> dict[str, Tensor]:
     """Boolean masks of the weights that are kept and on a path (Vysogorets and Kempe, arXiv 2107.02306).
 
-    The network is probed in float64 with random positive weights where the mask keeps one, no biases and
-    neutral norms, on random positive inputs of `input_shape`, or, where it takes indices, on `inputs`. Then
-    all signals are sums of positive path products, so a weight has a gradient exactly where it is on a path.
-    Each unit's weights are scaled to sum to 1, which keeps deep networks in range.
+    The network is probed in float64 with random positive weights where the mask keeps one, no biases,
+    neutral norms and embeddings of ones, on random positive inputs of `input_shape`, or, where it takes
+    indices, on `inputs`. Then all signals are sums of positive path products, so a weight has a gradient
+    exactly where it is on a path. Each unit's weights are scaled to sum to 1, which keeps deep networks in
+    range.
     """
     generator = torch.Generator().manual_seed(seed)
     probe = _with_mean_pools(copy.deepcopy(model).cpu().double().eval())
     weights = prunable(probe)
+    tables = {id(module.weight) for module in probe.modules() if isinstance(module, nn.Embedding)}
     with torch.no_grad():
         for module in probe.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
@@ -44,7 +46,7 @@ def effective_weights(
                 parameter.copy_(drawn / total.view(-1, *[1] * (drawn.dim() - 1)))
             else:
                 is_norm_scale = name.endswith("weight") and parameter.dim() == 1
-                parameter.fill_(1.0 if is_norm_scale else 0.0)
+                parameter.fill_(1.0 if is_norm_scale or id(parameter) in tables else 0.0)
     x = inputs
     if x is None:
         x = torch.empty(2, *input_shape, dtype=torch.float64).uniform_(0.5, 1.5, generator=generator)

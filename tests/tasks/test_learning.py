@@ -28,7 +28,7 @@ from prunetune.engine.epoch import Epoch
 from prunetune.engine.loop import evaluate
 from prunetune.engine.replicas import ALONE, Replicas
 from prunetune.errors import ConfigError, UserError
-from prunetune.export import load_model
+from prunetune.export import load_model, save_model
 from prunetune.pipeline import PipelineResult
 from prunetune.records import report, results
 from prunetune.records.ledger import Ledger, Problem, TrialRecord
@@ -455,3 +455,49 @@ def test_a_sweep_of_a_regression_is_one_everywhere(
     assert child.data.metrics["final_val_rmse"] == child.data.metrics["val_rmse"] == best["val_rmse"]
     assert child.data.metrics["test_rmse"] == best["test_rmse"]
     assert not any("accuracy" in name for run in runs for name in run.data.metrics)
+
+
+LANGUAGE: Tree = {
+    "name": "language",
+    "task": "language:NextToken",
+    "data": {"name": "language:counting", "batch_size": 20},
+    "model": {"name": "language:Network", "width": 24},
+    "densities": [0.4],
+    "pre_pruning": {"epochs": 3, "optimizer": {"name": "adam", "lr": 1e-2}},
+    "post_pruning": {
+        "epochs": 3,
+        "optimizer": {"name": "adam", "lr": 1e-2},
+        "label_smoothing": {"alpha0": 0.1},
+    },
+}
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "snip", "synflow"])
+def test_a_language_model_is_a_source_a_task_and_a_network(criterion: str, tmp_path: Path) -> None:
+    result, reports = run({**LANGUAGE, "pruning": {"criterion": criterion}}, tmp_path)
+    assert result.status == "complete"
+    assert 1 <= (result.val or 0) < 4  # of five
+    assert reports[-1]["val_perplexity"] == pytest.approx(math.exp(reports[-1]["val_loss"]), rel=1e-4)
+    assert 0 < result.effective_density <= 0.4
+
+
+def test_language_models_give_together_what_they_give_alone(tmp_path: Path) -> None:
+    from test_vectorized import alone, assert_close, together
+
+    configs = [Config.model_validate({**LANGUAGE, "seed": seed}) for seed in (0, 1)]
+    for (_, one), (_, other) in zip(together(configs, tmp_path), alone(configs, tmp_path), strict=True):
+        assert one.val == pytest.approx(other.val, rel=1e-3)
+        for name, tensor in one.state.items():
+            assert_close(tensor, other.state[name], name)
+
+
+def test_a_language_model_is_saved_and_answers_with_probabilities(tmp_path: Path) -> None:
+    config = Config.model_validate(LANGUAGE)
+    result, _ = run(LANGUAGE, tmp_path)
+    data = datasets.load(config.data)
+    save_model(tmp_path / "saved", config, result.state, data)
+    with torch.no_grad():
+        answers = load_model(tmp_path / "saved")(data.test.inputs)
+    assert answers.shape == (40, 6, 5)
+    right = (answers.argmax(-1) == data.test.targets).double().mean()
+    assert right > 0.5
