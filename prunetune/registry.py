@@ -309,6 +309,12 @@ MODELS = Kind(
 `num_classes` is the number of outputs that the task needs, for classes or not.
 """
 
+EXECUTORS = Kind(
+    "executor",
+    {"ray": "prunetune.execution.ray_tune:RayTune", "in_process": "prunetune.execution.in_process:InProcess"},
+)
+"""`run_sweep(…, executor=…)`: runs the trials (`execution/seam.py`)."""
+
 SAMPLERS = Kind(
     "sampler",
     {"tpe": "prunetune.search.samplers:tpe", "random": "prunetune.search.samplers:random"},

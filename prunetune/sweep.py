@@ -95,7 +95,8 @@ def _sweep(
 ) -> int:
     # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
     with process.importing():
-        from prunetune.execution import ray_tune as runner
+        from prunetune.execution.ray_tune import RayTune
+        from prunetune.execution.seam import Trials
         from prunetune.search.queue import SweepSearch
         from prunetune.trackers import live as progress
         from prunetune.trackers.mlflow import experiments
@@ -128,13 +129,8 @@ def _sweep(
                 highlight=False,
             )
             with progress.Progress(console, search, config.densities, config.name, problem.metric) as view:
-                interrupted = runner.run(
-                    commands.absolute(config),
-                    problem,
-                    search,
-                    [tracker, view, keeper],
-                    steps=steps,
-                    source=source,
+                interrupted = RayTune().run(
+                    Trials(commands.absolute(config), problem, search, [tracker, view, keeper], steps, source)
                 )
         status = "interrupted" if interrupted else "finished"
     finally:

@@ -1,1 +1,1 @@
-"""Where trials run: on Ray Tune's workers, or data-parallel with Ray Train."""
+"""What runs trials: Ray Tune or this process behind one seam; one training data-parallel with Ray Train."""

@@ -20,7 +20,13 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
+import prunetune.execution.ray_settings  # noqa: F401  # isort: skip  # before Ray, which reads them
+
+import ray
+import ray.train
 from ray.exceptions import RayError
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from prunetune import data as datasets
@@ -32,18 +38,10 @@ from prunetune.engine.loop import EpochWork
 from prunetune.engine.precision import prepare_process
 from prunetune.engine.replicas import Replicas
 from prunetune.errors import UserError, WorkError
-
-# After `runner`, which sets what Ray reads when it is imported.
 from prunetune.execution.cluster.connection import ray_connection
+from prunetune.execution.interruption import interruptible
 from prunetune.pipeline import PipelineResult
 from prunetune.store import Store
-
-from prunetune.execution.ray_tune import interruptible  # isort: skip
-
-import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer, get_device
-from ray.train.torch.config import _TorchBackend
 
 logger = logging.getLogger(__name__)
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from typing import final
 
-from prunetune.execution.driver_only import DriverOnly
-from prunetune.execution.roster import Assignment, Roster
+from prunetune.execution.assignment import Assignment, Board
 from prunetune.records.ledger import TrialRecord
 from prunetune.search.queue import SweepSearch
 
 
 @final
-class Dispatcher(DriverOnly):
+class Dispatcher:
     """Assigns trials to workers as they become free: as late as possible, so that all results count."""
 
-    def __init__(self, search: SweepSearch, roster: Roster, *, per_worker: int, most: int | None) -> None:
+    def __init__(self, search: SweepSearch, board: Board, *, per_worker: int, most: int | None) -> None:
         """`per_worker` trials run side by side on a worker, at most `most` in all."""
         self._search = search
-        self._roster = roster
+        self._board = board
         self._per_worker = per_worker
         self._most = most
         self._by_worker: dict[str, dict[str, TrialRecord]] = {}
@@ -42,7 +41,7 @@ class Dispatcher(DriverOnly):
         for record in records:
             self.remove(worker, record)
             self._search.give_back(record)
-        self._roster.write(worker, [])
+        self._board.write(worker, [])
         return records
 
     def rate(self, worker: str, *, fit: bool) -> None:
@@ -57,7 +56,7 @@ class Dispatcher(DriverOnly):
         running = self._by_worker.setdefault(worker, {})
         started: list[TrialRecord] = []
         if worker in self._unfit:  # it holds a place where no other would fare better, while there is work
-            self._roster.write(worker, [] if len(self._search) else None)
+            self._board.write(worker, [] if len(self._search) else None)
             return started
         while len(running) < self._per_worker and (self._most is None or self.running < self._most):
             record = self._search.next()
@@ -69,7 +68,7 @@ class Dispatcher(DriverOnly):
         assignments: list[Assignment] = [
             {"uid": r.uid, "density": r.density, "number": r.number} for r in running.values()
         ]
-        self._roster.write(worker, assignments if is_needed else None)
+        self._board.write(worker, assignments if is_needed else None)
         return started
 
     def useful_workers(self) -> int:

@@ -4,133 +4,133 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, final
 
-# Read by Ray when it is imported.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # else a reporter of its own prints tables
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # MLflow has the curves
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "1000000000")  # the store is what is resumed
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have no metric
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # ours also says how to go on
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+import prunetune.execution.ray_settings  # noqa: F401  # isort: skip  # before Ray, which reads them
 
 import ray
 from ray import tune
 
 from prunetune import data as datasets
-from prunetune import pipeline
 from prunetune.config.document import Document
 from prunetune.config.schema import Config
 from prunetune.execution.cluster import connection, node_check, preflight
 from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.driver_only import DriverOnly
+from prunetune.execution.interruption import Interruption, interruptible
 from prunetune.execution.packing import trials_per_worker
-from prunetune.execution.referee import Listener, Recorder
+from prunetune.execution.recorder import Recorder
+from prunetune.execution.referee import Referee
 from prunetune.execution.roster import Roster
+from prunetune.execution.seam import Trials
 from prunetune.execution.searcher import WorkerSearcher
 from prunetune.execution.worker import Worker
-from prunetune.records.ledger import Problem
 from prunetune.search.early_stopping import EarlyStopping
-from prunetune.search.queue import SweepSearch
 from prunetune.stages.plan import most_epochs
 from prunetune.store import Store
 
 logger = logging.getLogger(__name__)
 
-_NO_FILE = Document("the sweep's file", {})
+
+@final
+class RayTune:
+    """Trials on the workers of the Ray cluster that there is, or on a Ray of this process' own."""
+
+    def run(self, trials: Trials) -> bool:
+        """As `Executor` says.
+
+        Joins the Ray that this process has initialised, else the cluster of `ray start` or RAY_ADDRESS, else
+        starts one and ends it. Raises UserError also where Ray cannot be joined, and where a node of the
+        cluster cannot run this sweep.
+        """
+        with interruptible() as interrupted, connection.ray_connection() as local, ExitStack() as at_end:
+            interrupted.listen()  # Ray sets handlers of its own when it starts
+            return _run(trials, interrupted, local, at_end)
 
 
-def run(
-    config: Config,
-    problem: Problem,
-    search: SweepSearch,
-    listeners: list[Listener],
-    steps: pipeline.Steps = pipeline.steps,
-    source: Document = _NO_FILE,
-) -> bool:
-    """Run all trials that are missing; whether it was interrupted. `config` has absolute paths.
+def _run(trials: Trials, interrupted: Interruption, local: bool, at_end: ExitStack) -> bool:
+    config, search = trials.config, trials.search
+    resources = _resources(config, local, trials.source)
+    shipped, expectation = _prepare_nodes(trials, interrupted, local, at_end)
+    slots = _slots(resources) if local else None
+    # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
+    # adds nodes for those that wait, and would else bring one after the other.
+    if (name := "TUNE_MAX_PENDING_TRIALS_PG") not in os.environ:
+        os.environ[name] = "16" if local else "1000"
+        at_end.callback(os.environ.pop, name)
+    per_worker = trials_per_worker(config, trials.problem, resources)
+    roster = Roster.start()
+    dispatcher = Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent)
+    longest = most_epochs(trials.problem.template).post_pruning
+    referee = Referee(
+        search,
+        dispatcher,
+        EarlyStopping(config, search.past, longest),
+        Store(config.storage).sub("store"),
+        trials.listeners,
+    )
+    # Tune's own files, of no value. Workers write none, so this machine's disk does for a cluster: at its
+    # end Tune would have each save a checkpoint, and start it again where it does not see this folder.
+    scratch = at_end.enter_context(
+        tempfile.TemporaryDirectory(prefix="prunetune-", ignore_cleanup_errors=True)
+    )
+    tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(
+                Worker,
+                sweep=config,
+                threads=max(1, int(config.resources.cpus)),
+                roster=roster,
+                steps=trials.steps,
+                shipped=shipped,
+                expectation=expectation,
+            ),
+            resources,
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=WorkerSearcher(search, dispatcher.useful_workers),
+            num_samples=-1,
+            max_concurrent_trials=slots,
+            reuse_actors=True,
+            trial_dirname_creator=_worker_name,
+            trial_name_creator=_worker_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[Recorder(referee)],
+            failure_config=tune.FailureConfig(max_failures=-1),  # the referee counts
+            stop=_StopAll(lambda: interrupted.is_set() or referee.is_hopeless or dispatcher.is_over),
+            verbose=0,
+        ),
+    ).fit()
+    referee.check()
+    return interrupted.is_set()
 
-    `steps` is what a trial runs, `source` the sweep's file, for the places of keys in messages.
 
-    Raises WorkError when nothing works, UserError when Ray cannot be joined, when the machine has not what a
-    trial asks for, or when a node of the cluster cannot run this sweep.
+def _prepare_nodes(
+    trials: Trials, interrupted: Interruption, local: bool, at_end: ExitStack
+) -> tuple[list[Any] | None, dict[str, Any] | None]:
+    """(reference to the data, None where they are searched; what a node must have, None on one machine).
+
+    Raises UserError where a node of the cluster lacks something.
     """
-    with interruptible() as interrupted, connection.ray_connection() as local, ExitStack() as at_end:
-        interrupted.listen()  # Ray sets handlers of its own when it starts
-        resources = _resources(config, local, source)
-        # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
-        shipped = None
-        if not node_check.is_data_searched(problem):
-            shipped = [ray.put(datasets.load(config.data).arrays())]
-        expectation = None
-        if not local:
-            expectation = node_check.expected(config, problem)
-            probe = node_check.Probe(expectation)
-            probe.write()
-            at_end.callback(probe.remove)
-            preflight.check(expectation, probe, shipped or [], source, interrupted.is_set)
-        slots = _slots(resources) if local else None
-        # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
-        # adds nodes for those that wait, and would else bring one after the other.
-        if (name := "TUNE_MAX_PENDING_TRIALS_PG") not in os.environ:
-            os.environ[name] = "16" if local else "1000"
-            at_end.callback(os.environ.pop, name)
-        longest = most_epochs(problem.template).post_pruning
-        per_worker = trials_per_worker(config, problem, resources)
-        roster = Roster.start()
-        dispatcher = Dispatcher(search, roster, per_worker=per_worker, most=config.search.max_concurrent)
-        recorder = Recorder(
-            search,
-            dispatcher,
-            EarlyStopping(config, search.past, longest),
-            Store(config.storage).sub("store"),
-            listeners,
-        )
-        # Tune's own files, of no value. Workers write none, so this machine's disk does for a cluster: at its
-        # end Tune would have each save a checkpoint, and start it again where it does not see this folder.
-        scratch = at_end.enter_context(
-            tempfile.TemporaryDirectory(prefix="prunetune-", ignore_cleanup_errors=True)
-        )
-        tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(
-                    Worker,
-                    sweep=config,
-                    threads=max(1, int(config.resources.cpus)),
-                    roster=roster,
-                    steps=steps,
-                    shipped=shipped,
-                    expectation=expectation,
-                ),
-                resources,
-            ),
-            tune_config=tune.TuneConfig(
-                search_alg=WorkerSearcher(search, dispatcher.useful_workers),
-                num_samples=-1,
-                max_concurrent_trials=slots,
-                reuse_actors=True,
-                trial_dirname_creator=_worker_name,
-                trial_name_creator=_worker_name,
-            ),
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=scratch,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                callbacks=[recorder],
-                failure_config=tune.FailureConfig(max_failures=-1),  # the recorder counts
-                stop=_StopAll(lambda: interrupted.is_set() or recorder.is_hopeless or dispatcher.is_over),
-                verbose=0,
-            ),
-        ).fit()
-        recorder.check()
-        return interrupted.is_set()
+    config, problem = trials.config, trials.problem
+    # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+    shipped = None
+    if not node_check.is_data_searched(problem):
+        shipped = [ray.put(datasets.load(config.data).arrays())]
+    if local:
+        return shipped, None
+    expectation = node_check.expected(config, problem)
+    probe = node_check.Probe(expectation)
+    probe.write()
+    at_end.callback(probe.remove)
+    preflight.check(expectation, probe, shipped or [], trials.source, interrupted.is_set)
+    return shipped, expectation
 
 
 class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
@@ -148,46 +148,6 @@ class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
 
 def _worker_name(trial: Any) -> str:
     return f"worker-{trial.trial_id}"
-
-
-class _Interruption:
-    """Set by the first SIGINT or SIGTERM; a second one acts as it did before."""
-
-    def __init__(self) -> None:
-        self._event = threading.Event()
-        self._before: dict[signal.Signals, Any] = {}
-
-    def is_set(self) -> bool:
-        """Whether somebody wants to stop."""
-        return self._event.is_set()
-
-    def listen(self) -> None:
-        """Handle the signals from now on (again)."""
-        if threading.current_thread() is threading.main_thread() and not self.is_set():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before.setdefault(number, signal.getsignal(number))
-                signal.signal(number, self._handle)
-
-    def stop_listening(self) -> None:
-        """Put the handlers of before back."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._event.set()
-        self.stop_listening()
-
-
-@contextmanager
-def interruptible() -> Iterator[_Interruption]:
-    """Within: the first SIGINT or SIGTERM is noted, not raised."""
-    interruption = _Interruption()
-    interruption.listen()
-    try:
-        yield interruption
-    finally:
-        interruption.stop_listening()
 
 
 def _resources(config: Config, local: bool, source: Document) -> dict[str, float]:

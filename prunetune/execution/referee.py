@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from pathlib import Path
-from typing import Any, Protocol, final
-
-from ray.tune import Callback
+from collections.abc import Sequence
+from typing import final
 
 from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
+from prunetune.execution.crew import News
 from prunetune.execution.dispatcher import Dispatcher
-from prunetune.execution.driver_only import DriverOnly
 from prunetune.records.ledger import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
+from prunetune.trackers.tracker import Listener
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +30,12 @@ _SETBACKS = 5
 """A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
 
 
-class Listener(Protocol):
-    """Somebody who wants to know: MLflow, the live view, retention."""
-
-    def started(self, record: TrialRecord) -> None:
-        """A trial is running."""
-
-    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """It has finished these epochs."""
-
-    def ended(self, record: TrialRecord) -> None:
-        """It has ended; its status says how."""
-
-
 @final
-class Recorder(DriverOnly, Callback):  # type: ignore[misc]
+class Referee:
     """Turns what workers report into records; tells the search, the ledger (through it) and the listeners.
 
-    To Ray Tune a worker is a trial; here `worker` is Tune's trial and a trial is one of ours.
+    Workers have names, and are told by the dispatcher what to run. Whoever runs them, Ray or this process,
+    says here when one is there, what is new of its trials, and when it was lost.
     """
 
     def __init__(
@@ -57,7 +44,7 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         dispatcher: Dispatcher,
         early_stopping: EarlyStopping,
         store: Store,
-        listeners: list[Listener],
+        listeners: Sequence[Listener],
     ) -> None:
         """`store` holds the stages' results."""
         self._search = search
@@ -75,37 +62,28 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._has_past = bool(search.past)
         self._results = 0
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker is there, perhaps again after it was lost."""
-        self._up.add(trial.trial_id)
-        self._fill(trial.trial_id)
+    def arrived(self, worker: str) -> None:
+        """A worker is there, perhaps again after it was lost: it is given trials."""
+        self._up.add(worker)
+        self._fill(worker)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """News of a worker's trials: new epochs, perhaps the last ones."""
-        worker = trial.trial_id
-        unfit = result.get("unfit")
-        self._dispatcher.rate(worker, fit=not unfit)
-        if unfit:
-            self._leave_out(worker, result["node"], unfit)
-        for news in result["members"]:
-            record = self._dispatcher.record(worker, news["uid"])
-            if record is None:  # it was stopped
-                continue
-            is_stopped = self._take_epochs(record, news["epochs"])
-            if "status" in news:
-                record.take(news)
-                self._end(worker, record)
-            elif is_stopped:
-                self._stop(record, news["epochs"][-1].key)
-                self._end(worker, record)
-        if not result.get("done"):
+    def heard(self, worker: str, members: Sequence[News], *, leaves: bool = False) -> None:
+        """News of a worker's trials: new epochs, perhaps the last ones. One that `leaves` gets no more."""
+        self._dispatcher.rate(worker, fit=True)
+        self._take(worker, members)
+        if not leaves:
             self._fill(worker)
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker's process was lost. Its trials go on elsewhere, or on the one that Tune starts for it."""
-        worker, error = trial.trial_id, _last_failure(trial.error_file)
+    def refused(self, worker: str, node: str, problems: Sequence[str]) -> None:
+        """A worker is on a node that cannot run this sweep, such as one that has joined later: why."""
+        self._dispatcher.rate(worker, fit=False)
+        for problem in problems:
+            self._warn(f"{node}: no trial is run on this node: {problem}")
+        self._set_back(worker, "; ".join(problems), lost=self._dispatcher.give_back(worker))
+        self._fill(worker)
+
+    def lost(self, worker: str, error: str) -> None:
+        """A worker's process was lost. Its trials go on elsewhere, or on the one that comes in its place."""
         if worker not in self._up:
             self._warn(f"a worker could not start, and is tried again: {_last_line(error)}")
         self._up.discard(worker)
@@ -116,11 +94,11 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 self._end(worker, record)
         self._set_back(worker, error, lost=self._dispatcher.give_back(worker))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker is given up."""
-        for record in self._dispatcher.on(trial.trial_id):
-            record.status, record.error = "failed", _last_failure(trial.error_file)
-            self._end(trial.trial_id, record)
+    def given_up(self, worker: str, error: str) -> None:
+        """A worker does not come back: its trials have failed."""
+        for record in self._dispatcher.on(worker):
+            record.status, record.error = "failed", error
+            self._end(worker, record)
 
     def check(self) -> None:
         """Raise WorkError when nothing has worked so far, or not any more, and it was tried a few times."""
@@ -144,6 +122,19 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
     @property
     def _most_failures(self) -> int:
         return _BROKEN if self._results or self._has_past else _HOPELESS
+
+    def _take(self, worker: str, members: Sequence[News]) -> None:
+        for news in members:
+            record = self._dispatcher.record(worker, news["uid"])
+            if record is None:  # it was stopped
+                continue
+            is_stopped = self._take_epochs(record, news["epochs"])
+            if "status" in news:
+                record.take(news)
+                self._end(worker, record)
+            elif is_stopped:
+                self._stop(record, news["epochs"][-1].key)
+                self._end(worker, record)
 
     def _take_epochs(self, record: TrialRecord, epochs: list[Epoch]) -> bool:
         """New epochs into the record's curve; whether early stopping ends the trial."""
@@ -173,12 +164,6 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
                 for listener in self._listeners:
                     listener.started(record)
 
-    def _leave_out(self, worker: str, node: str, problems: list[str]) -> None:
-        """A worker on a node that cannot run this sweep, such as one that has joined later."""
-        for problem in problems:
-            self._warn(f"{node}: no trial is run on this node: {problem}")
-        self._set_back(worker, "; ".join(problems), lost=self._dispatcher.give_back(worker))
-
     def _set_back(self, worker: str, error: str, lost: list[TrialRecord]) -> None:
         """A worker has given nothing: of no account while others run trials, unless it had some itself."""
         if lost or not self._dispatcher.running:
@@ -204,16 +189,6 @@ class Recorder(DriverOnly, Callback):  # type: ignore[misc]
         self._early_stopping.ended(record)
         for listener in self._listeners:
             listener.ended(record)
-
-
-def _last_failure(error_file: str | None) -> str:
-    """The newest entry of a trial's error file, as Tune writes it on this machine."""
-    try:
-        text = Path(error_file or "").read_text()
-    except OSError:
-        return "the worker was lost"
-    _, _, newest = text.rpartition("Failure # ")
-    return newest.partition("\n")[2].strip() or "the worker was lost"
 
 
 def _last_line(text: str) -> str:

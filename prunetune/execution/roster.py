@@ -1,22 +1,16 @@
 """What each worker is to run: written by the driver, read by the workers.
 
-The actor between them imports this module alone: without PyTorch it is there in a second.
+The actor between them imports little more than this module: without PyTorch it is there in a second.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, final
+from typing import Any, final
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-
-class Assignment(TypedDict):
-    """What a worker must know of a trial; the rest is in its record in the store."""
-
-    uid: str
-    density: float
-    number: int
+from prunetune.execution.assignment import Assignment
 
 
 class _Board:

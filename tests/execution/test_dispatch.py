@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +10,10 @@ from small_sweep import epoch, make_sweep
 
 from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
+from prunetune.execution.assignment import Assignment
 from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.packing import step_flops, trials_per_worker
-from prunetune.execution.referee import Recorder
-from prunetune.execution.roster import Assignment
+from prunetune.execution.referee import Referee
 from prunetune.execution.searcher import WorkerSearcher
 from prunetune.records.ledger import Ledger, TrialRecord
 from prunetune.search.early_stopping import EarlyStopping
@@ -58,8 +57,8 @@ class Sweep:
         self.config, self.problem, self.ledger = make_sweep(folder, *overrides)
         self.board, self.listener = Board(), Listener()
         self.search = SweepSearch(self.config, self.problem, self.ledger)
-        self.dispatcher = Dispatcher(self.search, self.board, per_worker=per_worker, most=most)  # type: ignore[arg-type]
-        self.recorder = Recorder(
+        self.dispatcher = Dispatcher(self.search, self.board, per_worker=per_worker, most=most)
+        self.referee = Referee(
             self.search,
             self.dispatcher,
             EarlyStopping(self.config, [], 9),
@@ -68,20 +67,16 @@ class Sweep:
         )
 
     def start(self, worker: str) -> None:
-        self.recorder.on_trial_start(0, [], tune_trial(worker))
+        self.referee.arrived(worker)
 
-    def report(self, worker: str, *members: dict[str, Any]) -> None:
-        self.recorder.on_trial_result(0, [], tune_trial(worker), {"members": list(members)})
+    def report(self, worker: str, *members: Any) -> None:
+        self.referee.heard(worker, members)
 
     def lose(self, worker: str) -> None:
-        self.recorder.on_trial_recover(0, [], tune_trial(worker))
+        self.referee.lost(worker, "the worker was lost")
 
     def statuses(self) -> list[str]:
         return [record.status for record in Ledger(self.ledger.store).records()]
-
-
-def tune_trial(worker: str) -> Any:
-    return SimpleNamespace(trial_id=worker, error_file=None)
 
 
 def done(uid: str, value: float = 0.9) -> dict[str, Any]:
@@ -187,12 +182,12 @@ def test_a_trial_that_takes_its_worker_with_it_again_and_again_has_failed(one: S
 
 def test_nothing_but_failures_end_the_sweep(one: Sweep) -> None:
     for _ in range(3):
-        assert not one.recorder.is_hopeless
+        assert not one.referee.is_hopeless
         (uid,) = one.board.uids("w")
         one.report("w", {"uid": uid, "epochs": [], "status": "failed", "error": "ValueError: no"})
-    assert one.recorder.is_hopeless
+    assert one.referee.is_hopeless
     with pytest.raises(WorkError, match=r"first 3 trials failed.*\nValueError: no"):
-        one.recorder.check()
+        one.referee.check()
 
 
 def test_one_result_and_then_nothing_but_failures_end_the_sweep_later(one: Sweep) -> None:
@@ -200,20 +195,20 @@ def test_one_result_and_then_nothing_but_failures_end_the_sweep_later(one: Sweep
     for _ in range(3):
         (uid,) = one.board.uids("w")
         one.report("w", {"uid": uid, "epochs": [], "status": "failed", "error": "ValueError: no"})
-    assert not one.recorder.is_hopeless
-    one.recorder._failures = 20
+    assert not one.referee.is_hopeless
+    one.referee._failures = 20
     with pytest.raises(WorkError, match=r"last 20 trials failed.*\nValueError: no"):
-        one.recorder.check()
+        one.referee.check()
     one.report("w", done(one.board.uids("w")[0]))
-    assert not one.recorder.is_hopeless
+    assert not one.referee.is_hopeless
 
 
 def test_workers_that_never_come_up_end_the_sweep(tmp_path: Path) -> None:
     made = Sweep(tmp_path)
     for _ in range(5):
-        assert not made.recorder.is_hopeless
+        assert not made.referee.is_hopeless
         made.lose("w")
-    assert made.recorder.is_hopeless
+    assert made.referee.is_hopeless
 
 
 def test_a_node_that_takes_many_workers_with_it_does_not_end_the_sweep(tmp_path: Path) -> None:
@@ -224,7 +219,7 @@ def test_a_node_that_takes_many_workers_with_it_does_not_end_the_sweep(tmp_path:
             made.start(worker)
         for worker in workers:
             made.lose(worker)
-    assert not made.recorder.is_hopeless
+    assert not made.referee.is_hopeless
 
 
 def test_a_worker_lost_again_and_again_does_not_end_what_another_is_at(tmp_path: Path) -> None:
@@ -233,9 +228,9 @@ def test_a_worker_lost_again_and_again_does_not_end_what_another_is_at(tmp_path:
     for _ in range(7):  # the fourth loss of a trial counts as its failure
         made.start("w")
         made.lose("w")
-    assert not made.recorder.is_hopeless
+    assert not made.referee.is_hopeless
     made.lose("busy")
-    assert made.recorder.is_hopeless
+    assert made.referee.is_hopeless
 
 
 def test_a_new_epoch_of_any_trial_makes_up_for_workers_that_were_lost(tmp_path: Path) -> None:
@@ -247,13 +242,13 @@ def test_a_new_epoch_of_any_trial_makes_up_for_workers_that_were_lost(tmp_path: 
         made.start("w")
         made.report("w", {"uid": made.board.uids("w")[0], "epochs": [epoch(1)]})
     made.lose("w")
-    assert not made.recorder.is_hopeless
+    assert not made.referee.is_hopeless
 
 
 def test_a_worker_that_never_comes_up_does_not_end_what_others_do(one: Sweep, caplog: Any) -> None:
     for _ in range(20):
         one.lose("another")  # with no trial on it
-    assert not one.recorder.is_hopeless
+    assert not one.referee.is_hopeless
     assert caplog.messages == ["a worker could not start, and is tried again: the worker was lost"]
 
 
@@ -281,8 +276,7 @@ def test_losses_count_only_without_a_new_epoch_in_between(one: Sweep) -> None:
 
 
 def unfit(made: Sweep, worker: str, *problems: str) -> None:
-    result = {"members": [], "unfit": list(problems), "node": "10.0.0.9"}
-    made.recorder.on_trial_result(0, [], tune_trial(worker), result)
+    made.referee.refused(worker, "10.0.0.9", problems)
 
 
 def test_a_node_that_cannot_run_trials_is_told_once_and_its_trials_go_to_others(
@@ -297,7 +291,7 @@ def test_a_node_that_cannot_run_trials_is_told_once_and_its_trials_go_to_others(
     assert caplog.messages == ["10.0.0.9: no trial is run on this node: torch is 2.11 there"]
     assert one.board.written["joined"] == []  # it holds the node, but is not ended
     assert one.dispatcher.useful_workers() == useful + 1  # another place is asked for
-    assert not one.recorder.is_hopeless
+    assert not one.referee.is_hopeless
     one.report("w", done(running))
     assert one.board.uids("w") == [given]
     one.report("joined")  # its storage has come back
@@ -310,7 +304,7 @@ def test_nothing_but_nodes_that_cannot_run_trials_end_the_sweep(tmp_path: Path) 
     for _ in range(10):
         unfit(made, "w", "storage = '/here': not shared")
     with pytest.raises(WorkError, match="not shared"):
-        made.recorder.check()
+        made.referee.check()
 
 
 def test_a_worker_that_was_left_out_ends_with_the_sweep(tmp_path: Path) -> None:

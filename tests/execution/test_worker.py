@@ -10,7 +10,7 @@ from small_sweep import epoch, make_sweep
 
 from prunetune.errors import WorkError
 from prunetune.execution import worker as trainable
-from prunetune.execution.roster import Assignment
+from prunetune.execution.assignment import Assignment
 from prunetune.records.ledger import TrialRecord
 from prunetune.search.queue import SweepSearch
 
