@@ -328,3 +328,6 @@ EARLY_STOPPING = Kind(
     positional=1,
 )
 """`search.early_stopping`: one object per density that says which trials end."""
+
+TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"})
+"""`tracking.trackers`: `tracker(sweep, *, options…) -> Tracker` (`trackers/tracker.py`)."""

@@ -264,11 +264,27 @@ class ResourcesConfig(Section):
         return value
 
 
-class TrackingConfig(Section):
-    """Where MLflow writes; null is $MLFLOW_TRACKING_URI, else a SQLite file in the run folder."""
+class TrackerConfig(Component):
+    """What shows or records a sweep somewhere while it runs."""
 
-    uri: str | None = None
-    experiment: str | None = None
+    kind: ClassVar = registry.TRACKERS
+
+
+class TrackingConfig(Section):
+    """Who is told how a sweep goes, and where MLflow writes."""
+
+    uri: str | None = Field(
+        None, description="MLflow's; null: $MLFLOW_TRACKING_URI, else a SQLite file in the run folder"
+    )
+    experiment: str | None = Field(None, description="MLflow's; null: the sweep's name")
+    trackers: list[TrackerConfig] = Field(
+        default_factory=lambda: [TrackerConfig.model_validate("mlflow")], description="[]: none"
+    )
+
+    @property
+    def uses_mlflow(self) -> bool:
+        """Whether MLflow is among the trackers."""
+        return any(tracker.name == "mlflow" for tracker in self.trackers)
 
 
 class Config(Section):
@@ -293,7 +309,7 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     keep: KeepConfig = KeepConfig()
     resources: ResourcesConfig = ResourcesConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     storage: str = Field(
         # So that the same file writes to a folder on a laptop and to what all nodes share on a cluster.
         default_factory=lambda: os.environ.get("PRUNETUNE_STORAGE") or "runs",

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -62,7 +62,18 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, name="mlflow-writer", daemon=True)
         self._thread.start()
 
-    def begin(self, file: dict[str, Any], records: list[TrialRecord]) -> None:
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"MLflow at {self.place.uri}"
+
+    @property
+    def look(self) -> str:
+        """Where a server shows the runs, or the command that shows a database's."""
+        at_server = self.place.uri.startswith(("http://", "https://"))
+        return f"MLflow: {self.place.uri}" if at_server else f"mlflow ui --backend-store-uri {self.place.uri}"
+
+    def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
         """Open the parent run, with the sweep's file as given; bring the runs in line with the records.
 
         A finished trial without a run gets one. A run left RUNNING by a driver that died is closed; it is
@@ -96,7 +107,7 @@ class Tracker:
         """The trial's results and status."""
         self._queue.put(lambda: self._close_run(record))
 
-    def finish(self, status: str, summary: dict[str, float], files: dict[str, str]) -> None:
+    def finish(self, status: str, summary: Mapping[str, float], files: Mapping[str, str]) -> None:
         """End the parent run as finished, failed or interrupted; trials still open are KILLED.
 
         `summary` becomes metrics, `files` artifacts.

@@ -1,0 +1,122 @@
+"""All trackers of a sweep as one, of which none can stop it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+from prunetune.config.schema import TrackerConfig
+from prunetune.engine.epoch import Epoch
+from prunetune.errors import UserError
+from prunetune.records.ledger import TrialRecord
+from prunetune.trackers.tracker import Sweep, Tracker
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Closed:
+    """What a tracker leaves: its name, how to look at it ("" unknown), how much could not be written."""
+
+    title: str
+    look: str
+    unwritten: int
+
+
+@final
+@dataclass
+class _Member:
+    name: str
+    tracker: Tracker
+    failures: int = field(default=0)
+
+    @property
+    def title(self) -> str:
+        return str(getattr(self.tracker, "title", self.name))
+
+
+@final
+class Trackers:
+    """Tells each tracker everything. What one raises is logged, the first time, and counted.
+
+    It goes on being told: its trouble may pass.
+    """
+
+    def __init__(self, trackers: Sequence[tuple[str, Tracker]]) -> None:
+        """Each with the name that the file gives it."""
+        self._members = [_Member(name, tracker) for name, tracker in trackers]
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> Trackers:
+        """Those that `tracking.trackers` names. Raises UserError where one cannot be made."""
+        given = enumerate(sweep.config.tracking.trackers)
+        return cls([(section.name, _make(sweep, section, index)) for index, section in given])
+
+    @property
+    def run_ids(self) -> dict[str, str]:
+        """What the first tracker that has such calls each trial, by the trial's uid."""
+        found = (getattr(member.tracker, "run_ids", None) for member in self._members)
+        return dict(next(filter(None, found), {}))
+
+    def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
+        """As `Tracker` says."""
+        self._tell("begin", file, records)
+
+    def started(self, record: TrialRecord) -> None:
+        """As `Listener` says."""
+        self._tell("started", record)
+
+    def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
+        """As `Listener` says."""
+        self._tell("epochs", record, epochs)
+
+    def ended(self, record: TrialRecord) -> None:
+        """As `Listener` says."""
+        self._tell("ended", record)
+
+    def finish(self, status: str, summary: Mapping[str, float], files: Mapping[str, str]) -> None:
+        """As `Tracker` says."""
+        self._tell("finish", status, summary, files)
+
+    def close(self) -> list[Closed]:
+        """Close each; what they leave."""
+        return [self._close(member) for member in self._members]
+
+    def _close(self, member: _Member) -> Closed:
+        unwritten = self._call(member, "close")
+        look = str(getattr(member.tracker, "look", ""))
+        return Closed(member.title, look, int(unwritten or 0) + member.failures)
+
+    def _tell(self, event: str, *given: Any) -> None:
+        for member in self._members:
+            self._call(member, event, *given)
+
+    def _call(self, member: _Member, event: str, *given: Any) -> Any:
+        try:
+            return getattr(member.tracker, event)(*given)
+        except Exception as error:  # the sweep must not stop for its log
+            if not member.failures:
+                logger.warning(
+                    "tracking.trackers: %s: %s: %s: %s (said once; the sweep goes on)",
+                    member.title,
+                    event,
+                    type(error).__name__,
+                    error,
+                    exc_info=logger.isEnabledFor(logging.DEBUG),
+                )
+            member.failures += 1
+            return None
+
+
+def _make(sweep: Sweep, section: TrackerConfig, index: int) -> Tracker:
+    try:
+        tracker: Tracker = section.component(sweep, **section.options)
+    except UserError:
+        raise
+    except Exception as error:  # before the first trial: nothing is lost yet
+        raise UserError(
+            f"tracking.trackers.{index} = {section.name!r}: cannot be made: {type(error).__name__}: {error}"
+        ) from error
+    return tracker
