@@ -1,6 +1,7 @@
 """Sparse networks, tuned per density.
 
-`run_pipeline` runs one configuration in this process; the commands are `python -m prunetune.sweep`,
+`run_sweep` searches a configuration per density, `run_pipeline` trains one in this process, `load_model`
+gives the network that a training has left in a folder. The commands are `python -m prunetune.sweep`,
 `python -m prunetune.train` and `python -m prunetune.report`.
 """
 
@@ -9,20 +10,37 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prunetune.config.schema import Config
-    from prunetune.errors import ConfigError, UserError
+    from prunetune.errors import ConfigError, UserError, WorkError
+    from prunetune.export import load_model
     from prunetune.pipeline import PipelineResult, run_pipeline
+    from prunetune.sweeping.result import SweepResult
+    from prunetune.sweeping.running import run_sweep
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "ConfigError", "PipelineResult", "UserError", "run_pipeline"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "PipelineResult",
+    "SweepResult",
+    "UserError",
+    "WorkError",
+    "load_model",
+    "run_pipeline",
+    "run_sweep",
+]
 
 # Looked up when asked for: PyTorch takes seconds to import, and a command imports this package first.
 _HOMES = {
     "Config": "config.schema",
     "ConfigError": "errors",
     "PipelineResult": "pipeline",
+    "SweepResult": "sweeping.result",
     "UserError": "errors",
+    "WorkError": "errors",
+    "load_model": "export",
     "run_pipeline": "pipeline",
+    "run_sweep": "sweeping.running",
 }
 
 

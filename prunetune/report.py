@@ -7,7 +7,6 @@ if __name__ == "__main__":  # before the imports that take seconds
 
     process.begin()
 
-import argparse
 from pathlib import Path
 
 from prunetune.cli import commands
@@ -18,10 +17,11 @@ from prunetune.store import Store
 
 def main(arguments: list[str]) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prunetune.report",
-        description="Write a sweep's tables and figures into RUN/report/. Of several sweeps: print one table "
+    parser = commands.parser(
+        "report",
+        "Write a sweep's tables and figures into RUN/report/. Of several sweeps: print one table "
         "that compares them, a row each, over seeds.",
+        example="runs/digits",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a sweep's folder, such as runs/digits")
     parser.add_argument("--output", type=Path, help="of several sweeps: write the table to this file")

@@ -43,6 +43,18 @@ def configuration_hash(config: Config) -> str:
     return digest(determining(config), config.density)
 
 
+def own_code(config: Config) -> set[str]:
+    """The digests of all code of a user's own that determines what a configuration computes."""
+
+    def digests(node: Any) -> set[str]:
+        if not isinstance(node, Mapping):
+            return set()
+        here = {node["(code)"]} if "(code)" in node else set()
+        return here.union(*map(digests, node.values()))
+
+    return digests(determining(config))
+
+
 def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
     """Whether the field with this dotted key counts, given its siblings' values (`space.Active`)."""
     path, _, field = key.rpartition(".")

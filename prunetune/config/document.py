@@ -198,23 +198,23 @@ def _remote_content(uri: str) -> bytes:
         return bytes(stream.read())
 
 
-def override(document: Document, assignments: Iterable[str]) -> Document:
-    """`document` with `dotted.key=value` assignments applied, values parsed as YAML.
+def override(document: Document, assignments: Iterable[str], place: str = "command line") -> Document:
+    """`document` with `dotted.key=value` assignments applied, values parsed as YAML; `place` names them.
 
     Missing parents (or null ones) become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on.
     Raises UserError for what is no assignment, ConfigError where a parent is not a mapping.
     """
+    return assign(document, [_parsed(assignment, place) for assignment in assignments], place)
+
+
+def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) -> Document:
+    """As `override`, with dotted keys and values as they are."""
     tree = _copy(document.tree)
     places = dict(document.places)
-    for assignment in assignments:
-        key, equals, text = assignment.partition("=")
+    for key, value in values:
         parts = key.strip().split(".")
-        if not equals or not all(parts):
-            raise UserError(f"command line: {assignment!r}: expected dotted.key=value")
-        try:
-            value = _Loader(text).get_single_data()
-        except (yaml.YAMLError, ValueError):
-            raise UserError(f"command line: {assignment!r}: the value is not valid YAML") from None
+        if not all(parts):
+            raise UserError(f"{place}: {key!r}: expected a dotted key")
         parent = tree
         for depth, part in enumerate(parts[:-1], start=1):
             if parent.get(part) is None:
@@ -225,11 +225,21 @@ def override(document: Document, assignments: Iterable[str]) -> Document:
                 so_far = Document(document.source, tree, places)
                 raise so_far.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
             parent = child
-        parent[parts[-1]] = value
+        parent[parts[-1]] = _copy(value)
         dotted = ".".join(parts)
         places = {k: v for k, v in places.items() if k != dotted and not k.startswith(dotted + ".")}
-        places[dotted] = "command line"
+        places[dotted] = place
     return Document(document.source, tree, places)
+
+
+def _parsed(assignment: str, place: str) -> tuple[str, Any]:
+    key, equals, text = assignment.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise UserError(f"{place}: {assignment!r}: expected dotted.key=value")
+    try:
+        return key, _Loader(text).get_single_data()
+    except (yaml.YAMLError, ValueError):
+        raise UserError(f"{place}: {assignment!r}: the value is not valid YAML") from None
 
 
 def dump(tree: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ checked by putting their ends and options in and validating the result, so every
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -68,6 +69,15 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     if problems or representative is None:
         raise ConfigError(problems.values())
     return template, representative
+
+
+def absolute(config: Config) -> Config:
+    """The configuration with absolute local paths: workers have other working folders."""
+    data = config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())})
+    storage = config.storage
+    if "://" not in storage:
+        storage = str(Path(storage).expanduser().absolute())
+    return config.model_copy(update={"data": data, "storage": storage})
 
 
 def validate(tree: dict[str, Any], source: Document) -> Config:

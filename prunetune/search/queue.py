@@ -15,7 +15,7 @@ from prunetune.records.ledger import Ledger, Problem, TrialRecord
 from prunetune.search import branching, exploration
 from prunetune.search.branching import Pool, determining
 from prunetune.search.exploration import Experience
-from prunetune.search.study import DensitySearch
+from prunetune.search.study import DensitySearch, Study
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +96,11 @@ class SweepSearch:
         points = self._searches[density].points
         wanted = self._config.search.trials_per_density
         return max(wanted if points is None else min(wanted, points), self._issued[density])
+
+    @property
+    def studies(self) -> dict[float, Study]:
+        """Each density's study, for those who want to look."""
+        return {density: search.study for density, search in self._searches.items()}
 
     @property
     def waiting(self) -> bool:

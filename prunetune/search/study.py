@@ -28,14 +28,15 @@ from prunetune.engine.seeds import seed_of
 from prunetune.records.ledger import Problem, TrialRecord
 from prunetune.tasks import Metric
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+Study = optuna.Study
 
 
 class DensitySearch:
     """Proposals at one density. The study's values are the metric's, as they are, with its direction."""
 
     def __init__(self, problem: Problem, density: float, *, sampler: SamplerConfig, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else a line per trial
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._problem = problem
         self._density = density
         self._sampler = sampler

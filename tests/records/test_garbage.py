@@ -15,12 +15,11 @@ import torch
 from prunetune import pipeline, sweep
 from prunetune.cli import commands
 from prunetune.config.reading import load
-from prunetune.config.schema import Config
 from prunetune.execution import ray_tune as runner
+from prunetune.execution.seam import Trials
 from prunetune.records import garbage, ledger
 from prunetune.records.garbage import Owners, survey
-from prunetune.records.ledger import Ledger, Problem, TrialRecord, trial_config
-from prunetune.search.queue import SweepSearch
+from prunetune.records.ledger import Ledger, TrialRecord, trial_config
 from prunetune.store import File, Store
 from prunetune.trackers.mlflow import tracker as tracking
 
@@ -48,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a sweep's file, where sweeps run their trials in this process, without MLflow."""
     (tmp_path / "tiny.yaml").write_text(TEXT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(runner, "run", in_this_process())
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process())
     monkeypatch.setattr(tracking, "Tracker", NoTracker)
     return tmp_path
 
@@ -65,11 +64,10 @@ class NoTracker:
 
 
 def in_this_process(die_after: float = float("inf"), interrupt_after: float = float("inf")) -> Any:
-    """A `runner.run` that runs one trial after the other: dies, or is interrupted, after so many epochs."""
+    """A `RayTune.run` that runs one trial after the other: dies, or is interrupted, after so many epochs."""
 
-    def run(
-        config: Config, problem: Problem, search: SweepSearch, listeners: list[Any], **others: Any
-    ) -> bool:
+    def run(self: runner.RayTune, trials: Trials) -> bool:
+        config, search, listeners = trials.config, trials.search, trials.listeners
         store, epochs = Store(config.storage).sub("store"), 0
         while (record := search.next()) is not None:
             for listener in listeners:
@@ -186,7 +184,7 @@ def test_killed_anywhere_and_cleaned_the_sweep_ends_like_an_undisturbed_one(
 ) -> None:
     sweep.main(["tiny.yaml", "name=calm", "storage=elsewhere"])
     calm = Ledger(Store("elsewhere").sub("calm")).records()
-    monkeypatch.setattr(runner, "run", in_this_process(die_after=epochs))
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process(die_after=epochs))
     with pytest.raises(StoppedError):
         sweep.main(["tiny.yaml"])
     age()
@@ -194,7 +192,7 @@ def test_killed_anywhere_and_cleaned_the_sweep_ends_like_an_undisturbed_one(
     finished = [r for r in records() if r.finished]
     sweep.main(["tiny.yaml", "--gc"])
     assert Store("runs").sub("store").keys("checkpoints") == checkpoints
-    monkeypatch.setattr(runner, "run", in_this_process())
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process())
     sweep.main(["tiny.yaml"])
     assert [r for r in records() if r in finished] == finished
     assert [(r.params, r.val_accuracy, r.epochs_run) for r in records()] == [
@@ -205,7 +203,7 @@ def test_killed_anywhere_and_cleaned_the_sweep_ends_like_an_undisturbed_one(
 
 
 def test_interrupted_the_pre_pruned_models_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "run", in_this_process(interrupt_after=17))
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process(interrupt_after=17))
     assert sweep.main(["tiny.yaml"]) == commands.EXIT_INTERRUPTED
     finished = [r for r in records() if r.finished]
     shared = {r.keys["pre_pruning"] for r in finished}

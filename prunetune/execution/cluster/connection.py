@@ -23,13 +23,15 @@ _CONNECT_SECONDS = 5.0
 
 @contextmanager
 def ray_connection() -> Iterator[bool]:
-    """A connection to the cluster of `ray start` or RAY_ADDRESS, else our own Ray; whether it is our own.
+    """A connection to a Ray; whether it is one of this process' own, on this machine alone.
 
-    Raises UserError where the cluster cannot be joined.
+    The one that this process has initialised, which stays up; else the cluster of `ray start` or RAY_ADDRESS;
+    else one that is started, and ended with the context. Raises UserError where the cluster cannot be joined.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
-        yield False
+        _quieten()
+        yield _is_own(_session()) and len(ray.nodes()) == 1
         return
     is_there = check_address(os.environ)
     # Not address="auto": that also joins another sweep's own Ray on this machine, and dies with it.
@@ -40,14 +42,26 @@ def ray_connection() -> Iterator[bool]:
             ray.shutdown()
             said.seek(0)
             raise UserError(refusal(f"{error}\n{said.read()}", _origin(os.environ))) from None
-    # A session is named after the process that started it.
-    local = str(context.address_info["session_dir"]).endswith(f"_{os.getpid()}")
-    for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the recorder
+    _quieten()
     try:
-        yield local
+        yield _is_own(context.address_info["session_dir"])
     finally:
         ray.shutdown()
+
+
+def _session() -> str:
+    """The folder of the session that this process is connected to."""
+    return str(ray._private.worker._global_node.get_session_dir_path())
+
+
+def _is_own(session: str) -> bool:
+    """Whether this process has started a session (the path of its folder): it is named after who did."""
+    return session.endswith(f"_{os.getpid()}")
+
+
+def _quieten() -> None:
+    for name in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the referee
 
 
 @contextmanager

@@ -1,0 +1,105 @@
+"""Whether a configuration's model fits its data, and its densities and softening fit the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, final
+
+from prunetune import data as datasets
+from prunetune import models
+from prunetune.config.canonical import kept
+from prunetune.config.document import Document
+from prunetune.config.schema import Config
+from prunetune.data import Dataset
+from prunetune.errors import UserError
+from prunetune.sparsity.allocation import dense_layer_names
+from prunetune.sparsity.masks import prunable
+from prunetune.sparsity.smoothing import relus, skip_blocks
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the checks want to know of a network: prunable weights by layer, and what could be softened."""
+
+    sizes: tuple[int, ...]
+    has_relus: bool
+    has_blocks: bool
+
+
+@final
+class Checks:
+    """Checks many configurations of one file; each different network is built once."""
+
+    def __init__(self, source: Document) -> None:
+        """`source` is the file, for the places of keys in messages."""
+        self._source = source
+        self._built: dict[tuple[Any, ...], _Facts] = {}
+
+    def model(self, config: Config, shape: tuple[int, int, int], classes: int) -> int:
+        """The number of prunable weights of a model that fits the data.
+
+        Raises UserError where it does not, where a density would keep nothing or less than the layers that
+        stay dense, or where post-pruning is told to soften what the model does not have.
+        """
+        facts = self._facts(config, shape, classes)
+        weights, post = sum(facts.sizes), config.post_pruning
+        self._check_densities(config, facts.sizes)
+        if post.soft_activation is not None and not facts.has_relus:
+            raise self._source.problem(
+                "post_pruning.soft_activation",
+                "the model has no torch.nn.ReLU module that could be softened",
+            )
+        if post.soft_skip is not None and not facts.has_blocks:
+            raise self._source.problem(
+                "post_pruning.soft_skip", "the model has no blocks to skip; give it a method `blocks()`"
+            )
+        return weights
+
+    def _facts(self, config: Config, shape: tuple[int, int, int], classes: int) -> _Facts:
+        key = repr(config.model), shape, classes
+        if key not in self._built:
+            try:
+                model = models.build(config.model, shape, classes, seed=0)
+            except UserError as error:
+                raise UserError(f"{self._source.where('model.name')}: {error}") from None
+            sizes = tuple(weight.numel() for weight in prunable(model).values())
+            self._built[key] = _Facts(sizes, bool(relus(model)), bool(skip_blocks(model)))
+        return self._built[key]
+
+    def _check_densities(self, config: Config, sizes: tuple[int, ...]) -> None:
+        for index, density in enumerate(config.densities):
+            if kept(density, sum(sizes)) == 0:
+                rule = f"keeps none of the model's {sum(sizes):,} weights"
+                raise self._source.problem(f"densities.{index}", rule, density)
+        dense, why = _dense(config, sizes)
+        for index, density in enumerate(config.densities):
+            count = kept(density, sum(sizes))
+            if count < dense:
+                rule = f"keeps {count:,} weights, but {why}: {dense:,}"
+                raise self._source.problem(f"densities.{index}", rule, density)
+
+
+def _dense(config: Config, sizes: tuple[int, ...]) -> tuple[int, str]:
+    """(weights in the layers that are not pruned, why they are not)."""
+    if config.pruning.structure == "channel":
+        return sizes[-1], "the last layer, whose units are the classes, stays whole"
+    if config.pruning.structure != "unstructured":
+        return 0, ""
+    chosen = dense_layer_names([str(i) for i in range(len(sizes))], config.pruning.dense_layers)
+    return sum(sizes[int(i)] for i in chosen), f"dense_layers is {config.pruning.dense_layers}"
+
+
+def load_data(config: Config, source: Document) -> Dataset:
+    """The data of a configuration. Raises UserError with the place of `data:` where they cannot be loaded."""
+    try:
+        return datasets.load(config.data)
+    except UserError as error:
+        raise UserError(f"{source.where('data.root')}: {error}") from None
+
+
+def shape_of_data(config: Config, source: Document) -> tuple[tuple[int, int, int], int]:
+    """((C, H, W), classes), without loading where the source's name says it; errors as of `load_data`."""
+    try:
+        return datasets.shape_of(config.data)
+    except UserError as error:
+        raise UserError(f"{source.where('data.root')}: {error}") from None

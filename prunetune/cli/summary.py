@@ -1,0 +1,127 @@
+"""What a command says at its end, and on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from prunetune.cli import commands
+from prunetune.config.schema import Config
+from prunetune.pipeline import PipelineResult
+
+if TYPE_CHECKING:
+    from prunetune.records.garbage import Found
+    from prunetune.sweeping.result import SweepResult
+
+
+def sweep(console: Console, result: SweepResult, arguments: list[str]) -> None:
+    """The best per density, what went wrong, and what to do next; `arguments` are the command's."""
+    from prunetune.records import results
+    from prunetune.trackers import live
+
+    console.print(live.results_table(results.rows(result.records)))
+    for line in _troubles(result):
+        console.print(line, markup=False)
+    if result.interrupted:
+        _print(console, interrupted(commands.command_line("sweep", arguments)))
+        return
+    for line in _cut(result):
+        console.print(line, markup=False)
+    for best in result.best.values():
+        _print(console, f"  {commands.command_line('train', [best.path])}")
+    for line in [*result.report, *(closed.look for closed in result.trackers if closed.look)]:
+        _print(console, f"  {line}")
+
+
+def interrupted(again: str) -> str:
+    """Of a sweep that the command `again` goes on with."""
+    return f"interrupted; everything finished so far is kept. To go on:\n  {again}"
+
+
+def _troubles(result: SweepResult) -> list[str]:
+    lines = []
+    failed = [record for record in result.records if record.status == "failed"]
+    if failed:
+        first = (failed[0].error or "").strip().splitlines()
+        lines.append(
+            f"{len(failed)} trials failed and will be tried again by the same command; the first: "
+            f"{first[-1] if first else 'no message'}"
+        )
+    lines += [
+        f"{closed.title}: {closed.unwritten} entries could not be written (above, why); "
+        "the same command tries again"
+        for closed in result.trackers
+        if closed.unwritten
+    ]
+    return lines
+
+
+def _cut(result: SweepResult) -> list[str]:
+    return [
+        f"warning: at density {density:g} the best network is cut through: no weight of "
+        f"{', '.join(best.record.cut_layers)} is on a path from input to output"
+        for density, best in result.best.items()
+        if best.record.cut_layers
+    ]
+
+
+def garbage(console: Console, config: Config, found: Found, store: str, *, dry_run: bool) -> None:
+    """What of the store (its path) goes and what stays, by sort."""
+    from prunetune.records import garbage as collecting
+
+    for title, items in (("would go" if dry_run else "removed", found.garbage), ("kept", found.staying)):
+        table = Table(title=title, title_justify="left")
+        table.add_column(store, overflow="fold")
+        for name in ("number", "MB"):
+            table.add_column(name, justify="right")
+        for what, number, size in collecting.totals(items):
+            table.add_row(what, f"{number:,}", f"{size / 1e6:,.1f}")
+        table.add_section()
+        table.add_row("all", f"{len(items):,}", f"{sum(item.size for item in items) / 1e6:,.1f}")
+        console.print(table, markup=False)
+    if not found.finished:
+        console.print(f"{config.name} has trials to run: what they may start from stays", markup=False)
+
+
+def epoch(metrics: Mapping[str, Any]) -> str:
+    """A line of a training's progress, from what `run_pipeline` reports."""
+    mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
+    return (
+        f"  {metrics['stage']:<12} epoch {metrics['stage_epoch']:>3}  loss {metrics['train_loss']:.4f}  "
+        f"val {100 * metrics['val_accuracy']:.2f} %{mask}" + ("  (stored)" if metrics["reused"] else "")
+    )
+
+
+def training(
+    console: Console, result: PipelineResult, weights: int, saved: list[Path], run_id: str | None
+) -> None:
+    """What a training gave, of so many prunable `weights`, and where it is."""
+    console.print(
+        f"{result.status}: validation {100 * (result.val_accuracy or 0):.2f} %, "
+        f"test {100 * (result.test_accuracy or 0):.2f} %, {result.nonzero:,} of {weights:,} weights, "
+        f"effective density {result.effective_density:.3g}; {result.epochs_run} epochs trained, "
+        f"{result.epochs_reused} taken from the store",
+        highlight=False,
+        soft_wrap=True,
+    )
+    *files, model = saved
+    for path in files:
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
+    console.print(f"  mlflow.pyfunc.load_model({str(model)!r})", highlight=False, soft_wrap=True)
+    if run_id:
+        console.print(f"  MLflow run {run_id}", highlight=False)
+
+
+def training_interrupted(console: Console, again: str) -> None:
+    """Of a training that the command `again` goes on with."""
+    said = "interrupted; finished stages and the newest epoch checkpoint are kept. To go on:\n  "
+    _print(console, said + again)
+
+
+def _print(console: Console, text: str) -> None:
+    """As it is, to be copied: no markup, no line breaks."""
+    console.print(text, markup=False, soft_wrap=True, highlight=False)

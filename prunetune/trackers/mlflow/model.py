@@ -1,0 +1,46 @@
+"""A trained network as a model of MLflow's, which `mlflow.pyfunc.load_model` and its servers load."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import mlflow.pyfunc
+import numpy as np
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+from torch import Tensor
+
+from prunetune import __version__, export
+from prunetune.config.schema import Config
+from prunetune.data import Dataset
+from prunetune.trackers.mlflow import experiments
+
+
+def save(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> Path:
+    """Write `mlflow_model` into an existing folder, in place of an earlier one; its path.
+
+    It takes pixels 0-255 (N, C, H, W) and gives probabilities (N, classes). Raises OSError where the folder
+    cannot be written.
+    """
+    experiments.prepare_client()
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.classes))]),
+    )
+    final = folder / "mlflow_model"
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        saved = Path(scratch, "saved")
+        export.save_model(saved, config, state, data)
+        mlflow.pyfunc.save_model(
+            path=str(Path(scratch, "model")),
+            loader_module="prunetune.export.pyfunc",
+            data_path=str(saved),
+            signature=signature,
+            input_example=data.test.images[:2].cpu().numpy(),
+            pip_requirements=[f"prunetune=={__version__}"],
+        )
+        shutil.rmtree(final, ignore_errors=True)
+        Path(scratch, "model").rename(final)
+    return final
