@@ -1,4 +1,4 @@
-"""`prunetune sweep|train|report …`: the commands as subcommands of one console script."""
+"""`prunetune sweep|train|report|schema …`: the commands as subcommands of one console script."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ _COMMANDS = {
     "sweep": "search a configuration per density",
     "train": "train one configuration at full budget",
     "report": "write a sweep's tables and figures",
+    "schema": "print the JSON Schema of a sweep's file, for editors",
 }
 
 
@@ -29,6 +30,7 @@ def _dispatch(arguments: list[str]) -> int:
     usage = "usage: prunetune COMMAND …\n\n" + "\n".join(
         f"  {name:<8}{meaning}" for name, meaning in _COMMANDS.items()
     )
+    usage += "\n\nexample: prunetune sweep sweeps/digits.yaml search.trials_per_density=8"
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage)
         return commands.EXIT_OK if arguments else commands.EXIT_WRONG_INPUT

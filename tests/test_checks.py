@@ -30,11 +30,14 @@ post_pruning:
 def test_each_network_of_a_space_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     source = document.parse(TEXT, "small.yaml")
     template, _ = sweep_from_document(source)
-    built: list[str] = []
+    built: list[Any] = []
     build = models.build
-    monkeypatch.setattr(
-        models, "build", lambda config, *a, **k: built.append(repr(config)) or build(config, *a, **k)
-    )
+
+    def counted(*given: Any, **named: Any) -> Any:
+        built.append(given)
+        return build(*given, **named)
+
+    monkeypatch.setattr(models, "build", counted)
     fits = Checks(source)
     weights = [fits.model(config, (1, 8, 8), 10) for config in configurations(template, source)]
     assert len(weights) > 8
