@@ -449,6 +449,7 @@ def test_training_over_two_workers_goes_on_after_ctrl_c_and_kill(folder: Path) -
     (folder / "hold").unlink()
     assert "post_pruning epoch  20" in finish(start(folder, *words))
     assert stages.items() <= stored(folder).items()  # not trained again
+    assert "; 0 epochs trained, 24 taken from the store" in finish(start(folder, *words))
     assert_like_one_worker(folder)
 
 

@@ -143,6 +143,41 @@ def test_an_unknown_command_names_the_nearest(capsys) -> None:
     assert "did you mean 'sweep'?" in fails(capsys, __main__._dispatch, "sweeep")
 
 
+@pytest.mark.parametrize("name", ["sweep", "train", "report", "schema"])
+def test_the_help_of_a_command_ends_with_an_example(capsys, name: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        __main__._dispatch([name, "--help"])
+    assert ended.value.code == 0
+    (*_, last) = " ".join(capsys.readouterr().out.split()).partition("example: ")
+    assert last.startswith(f"python -m prunetune.{name} ")
+
+
+def test_the_help_of_the_console_script_names_all_commands_and_an_example(capsys) -> None:
+    assert __main__._dispatch(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in ("sweep", "train", "report", "schema"))
+    assert out.splitlines()[-1].startswith("example: prunetune sweep ")
+
+
+def test_a_training_that_is_run_again_trains_nothing_and_says_so(capsys, tmp_path: Path) -> None:
+    overrides = (
+        "densities=[0.1]",
+        "data.limit=200",
+        "tracking.trackers=[]",
+        "pre_pruning={epochs: 2, optimizer: {name: adam, lr: 1e-3}}",
+        "post_pruning={epochs: 3, optimizer: {name: adam, lr: 1e-3}}",
+    )
+    said = []
+    for extended in ([], [], ["post_pruning.optimizer.lr=1e-2"]):
+        assert train.main([DIGITS, *overrides, *extended]) == 0
+        said.append(" ".join(capsys.readouterr().out.split()))
+    assert "5 epochs trained, 0 taken from the store" in said[0]
+    assert "0 epochs trained, 5 taken from the store" in said[1]
+    assert said[1].count("(stored)") == 5
+    assert "3 epochs trained, 2 taken from the store" in said[2]
+    assert "MLflow run" not in said[0]  # no tracker
+
+
 def test_dry_run_prints_the_space_the_trials_and_the_epochs(capsys) -> None:
     assert sweep.main([str(ROOT / "sweeps" / "cifar.yaml"), "--dry-run"]) == 0
     out = capsys.readouterr().out

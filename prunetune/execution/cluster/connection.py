@@ -50,8 +50,9 @@ def ray_connection() -> Iterator[bool]:
 
 
 def _session() -> str:
-    """The folder of the session that this process is connected to."""
-    return str(ray._private.worker._global_node.get_session_dir_path())
+    """The folder of the session that this process is connected to; "" where Ray Client is between them."""
+    node = ray._private.worker._global_node
+    return "" if node is None else str(node.get_session_dir_path())
 
 
 def _is_own(session: str) -> bool:
