@@ -329,5 +329,5 @@ EARLY_STOPPING = Kind(
 )
 """`search.early_stopping`: one object per density that says which trials end."""
 
-TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"})
+TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"}, positional=1)
 """`tracking.trackers`: `tracker(sweep, *, options…) -> Tracker` (`trackers/tracker.py`)."""

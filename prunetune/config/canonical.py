@@ -124,6 +124,8 @@ def canonical(value: Any, key: str | None = None) -> Any:
 
     `key` is its dotted key, where it has one; what `DOES_NOT_DETERMINE` names is left out.
     """
+    if isinstance(value, list):
+        return [canonical(item) for item in value]
     if not isinstance(value, BaseModel):
         return value
     if isinstance(value, Component):

@@ -10,7 +10,7 @@ makes an object, which `tracking.trackers` names by its import path, with option
         def begin(self, file, records): ...
         ...
 
-It is made with the `Sweep` and its options, which are its keyword-only parameters. `Tracker` says what it is
+It is made with the `Sweep` and its options, which are its further parameters. `Tracker` says what it is
 told, and when. All of it happens in the process that was started, in one thread, while the sweep waits: what
 takes long belongs into a thread of the tracker's own. What a tracker raises is logged, once, and stops
 nothing (`group.py`).
