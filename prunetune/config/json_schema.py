@@ -147,7 +147,8 @@ class _Maker:
         built_in = []
         for name in kind.names:
             # What only another one takes may stand there, for the name may be searched over.
-            others = {option: {"description": "of another one: ignored"} for option in every}
+            ignored = [option for option in every if kind.ignores(name, option)]
+            others = {option: {"description": "of another one: ignored"} for option in ignored}
             variant = _closed({key: {"const": name}, **others, **options[name], **own})
             required = {} if name == default else {"required": [key]}
             built_in.append({"description": _first_line(kind.find(name)), **variant, **required})

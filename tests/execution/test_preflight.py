@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from small_sweep import TEXT, make_sweep
 
-from prunetune.cli.commands import absolute
 from prunetune.config import document
+from prunetune.config.reading import absolute
 from prunetune.errors import ConfigError, UserError
 from prunetune.execution import ray_tune as runner
 from prunetune.execution.cluster import connection, node_check, preflight

@@ -190,7 +190,8 @@ def test_tpe_comes_closer_than_random_does(tmp_path: Path) -> None:
     assert best["tpe"] < 0.7 * best["random"]
 
 
-def test_optuna_is_quiet() -> None:
+def test_optuna_is_quiet(sweep) -> None:
+    SweepSearch(*sweep)
     assert optuna.logging.get_verbosity() == optuna.logging.ERROR
 
 
