@@ -60,7 +60,7 @@ def test_each_network_of_a_space_is_built_once(monkeypatch: pytest.MonkeyPatch) 
             "but the last layer, whose units",
         ),
         ("data={name: {choice: [digits, parquet]}, root: nowhere}", "data.root"),
-        ("model={name: {choice: [mlp, vgg16]}, hidden: [8]}", "needs 32×32 or more; got 8×8"),
+        ("model={choice: [{name: mlp, hidden: [8]}, {name: vgg16}]}", "needs 32×32 or more; got 8×8"),
     ],
 )
 def test_what_any_choice_of_a_space_gets_wrong_is_found(tmp_path: Path, override: str, message: str) -> None:
