@@ -1,4 +1,4 @@
-"""Whether a configuration's model fits its data, and its densities and softening fit the model."""
+"""Whether a configuration's model fits its task and data, and its densities and softening fit the model."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from prunetune import data as datasets
-from prunetune import models
+from prunetune import tasks
 from prunetune.config.canonical import kept
 from prunetune.config.document import Document
 from prunetune.config.schema import Config
-from prunetune.data import Dataset
+from prunetune.data import Dataset, Form
 from prunetune.errors import UserError
 from prunetune.sparsity.allocation import dense_layer_names
 from prunetune.sparsity.masks import prunable
@@ -35,13 +35,13 @@ class Checks:
         self._source = source
         self._built: dict[tuple[Any, ...], _Facts] = {}
 
-    def model(self, config: Config, shape: tuple[int, int, int], classes: int) -> int:
-        """The number of prunable weights of a model that fits the data.
+    def model(self, config: Config, form: Form) -> int:
+        """The number of prunable weights of a model that fits the task and the data.
 
         Raises UserError where it does not, where a density would keep nothing or less than the layers that
         stay dense, or where post-pruning is told to soften what the model does not have.
         """
-        facts = self._facts(config, shape, classes)
+        facts = self._facts(config, form)
         weights, post = sum(facts.sizes), config.post_pruning
         self._check_densities(config, facts.sizes)
         if post.soft_activation is not None and not facts.has_relus:
@@ -55,11 +55,19 @@ class Checks:
             )
         return weights
 
-    def _facts(self, config: Config, shape: tuple[int, int, int], classes: int) -> _Facts:
-        key = repr(config.model), shape, classes
+    def task(self, config: Config, form: Form) -> tasks.Task:
+        """The task of a configuration. Raises UserError where the data have not the targets that it needs."""
+        try:
+            return tasks.make(config.task, form)
+        except UserError as error:
+            raise UserError(f"{self._source.where('task')}: {error}") from None
+
+    def _facts(self, config: Config, form: Form) -> _Facts:
+        key = repr(config.model), repr(config.task), form.shape, form.classes
         if key not in self._built:
+            task = self.task(config, form)
             try:
-                model = models.build(config.model, shape, classes, seed=0)
+                model = tasks.network(config.model, task, seed=0)
             except UserError as error:
                 raise UserError(f"{self._source.where('model.name')}: {error}") from None
             sizes = tuple(weight.numel() for weight in prunable(model).values())
@@ -97,9 +105,9 @@ def load_data(config: Config, source: Document) -> Dataset:
         raise UserError(f"{source.where('data.root')}: {error}") from None
 
 
-def shape_of_data(config: Config, source: Document) -> tuple[tuple[int, int, int], int]:
-    """((C, H, W), classes), without loading where the source's name says it; errors as of `load_data`."""
+def form_of_data(config: Config, source: Document) -> Form:
+    """What the data are like, without loading where the source's name says it; errors as of `load_data`."""
     try:
-        return datasets.shape_of(config.data)
+        return datasets.form_of(config.data)
     except UserError as error:
         raise UserError(f"{source.where('data.root')}: {error}") from None

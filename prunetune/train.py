@@ -22,6 +22,7 @@ from prunetune.data.batches import batch_length
 from prunetune.engine.precision import prepare_process
 from prunetune.errors import UserError, WorkError
 from prunetune.pipeline import PipelineResult, run_pipeline
+from prunetune.tasks import metric_of
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +35,7 @@ def main(arguments: list[str]) -> int:
     prepare_process(max(1, int(config.resources.cpus)))  # as many threads as a trial had
     data = checks.load_data(config, source)
     _check_workers(given.workers, config, source, data)
-    weights = checks.Checks(source).model(config, data.shape, data.classes)
+    weights = checks.Checks(source).model(config, data.form)
     console = commands.console()
     console.print(
         f"{config.name}: {config.model.name} with {weights:,} prunable weights on {config.data.name}, "
@@ -46,7 +47,7 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         summary.training_interrupted(console, commands.command_line("train", arguments))
         return commands.EXIT_INTERRUPTED
-    if result.status == "diverged" or result.val_accuracy is None or not result.masks:
+    if result.status == "diverged" or result.val is None or not result.masks:
         raise WorkError(f"training ended as {result.status}; there is no network to save")
     output = given.output or training.default_output(config)
     saved = training.save(output, config, result, data)
@@ -77,14 +78,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_workers(workers: int, config: Config, source: Document, data: Dataset) -> None:
-    if workers > (images := batch_length(data, config.data.batch_size)):
-        rule = f"a batch has {images} images; --workers {workers} are too many for it"
+    if workers > (examples := batch_length(data, config.data.batch_size)):
+        rule = f"a batch has {examples} examples; --workers {workers} are too many for it"
         raise source.problem("data.batch_size", rule, config.data.batch_size)
 
 
 def _run(config: Config, console: Console, workers: int) -> PipelineResult:
     def report(**metrics: object) -> None:
-        console.print(summary.epoch(metrics), highlight=False)
+        console.print(summary.epoch(metrics, metric_of(config)), highlight=False)
 
     owner = f"train {config.name}"
     if workers == 1:

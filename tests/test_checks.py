@@ -11,6 +11,7 @@ from prunetune import models
 from prunetune.checks import Checks
 from prunetune.config import document
 from prunetune.config.reading import sweep_from_document
+from prunetune.data import Form
 from prunetune.errors import UserError
 from prunetune.sweeping.opening import configurations, open_sweep
 
@@ -39,11 +40,13 @@ def test_each_network_of_a_space_is_built_once(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(models, "build", counted)
     fits = Checks(source)
-    weights = [fits.model(config, (1, 8, 8), 10) for config in configurations(template, source)]
+    weights = [fits.model(config, Form.unseen((1, 8, 8), 10)) for config in configurations(template, source)]
     assert len(weights) > 8
     assert set(weights) == {64 * 8 + 8 * 10, 64 * 16 + 16 * 8 + 8 * 10}
     assert len(built) == 2
-    fits.model(next(configurations(template, source)), (3, 8, 8), 10)  # other data: another network
+    fits.model(
+        next(configurations(template, source)), Form.unseen((3, 8, 8), 10)
+    )  # other data: another network
     assert len(built) == 3
 
 

@@ -27,13 +27,15 @@ def show(source: Document, console: Console) -> None:
     template, config = sweep_from_document(source)
     console.print(_parameters(template, config.name), markup=False)
     console.print(_fixed(template), markup=False)
-    shape, classes = checks.shape_of_data(config, source)
+    form = checks.form_of_data(config, source)
     fits = checks.Checks(source)
-    weights = fits.model(config, shape, classes)
+    weights = fits.model(config, form)
     for found in configurations(template, source):
-        fits.model(found, shape, classes)
+        fits.model(found, form)
+    task = fits.task(config, form)
+    kind = "images" if len(form.shape) == 3 else "inputs"
     lines = [
-        f"data: {config.data.name}, images {shape}, {classes} classes",
+        f"data: {config.data.name}, {kind} {form.shape}, {task.outputs} {task.what}",
         f"model: {config.model.name}, {weights:,} prunable weights",
         *(
             f"  density {density:g} (sparsity {100 * (1 - density):g} %) keeps {kept(density, weights):,}"

@@ -12,6 +12,7 @@ from rich.table import Table
 from prunetune.cli import commands
 from prunetune.config.schema import Config
 from prunetune.pipeline import PipelineResult
+from prunetune.tasks import Metric
 
 if TYPE_CHECKING:
     from prunetune.records.garbage import Found
@@ -23,7 +24,7 @@ def sweep(console: Console, result: SweepResult, arguments: list[str]) -> None:
     from prunetune.records import results
     from prunetune.trackers import live
 
-    console.print(live.results_table(results.rows(result.records)))
+    console.print(live.results_table(results.rows(result.records, result.metric)))
     for line in _troubles(result):
         console.print(line, markup=False)
     if result.interrupted:
@@ -87,12 +88,12 @@ def garbage(console: Console, config: Config, found: Found, store: str, *, dry_r
         console.print(f"{config.name} has trials to run: what they may start from stays", markup=False)
 
 
-def epoch(metrics: Mapping[str, Any]) -> str:
-    """A line of a training's progress, from what `run_pipeline` reports."""
+def epoch(metrics: Mapping[str, Any], metric: Metric) -> str:
+    """A line of a training's progress, from what `run_pipeline` reports; `metric` is the task's."""
     mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
     return (
         f"  {metrics['stage']:<12} epoch {metrics['stage_epoch']:>3}  loss {metrics['train_loss']:.4f}  "
-        f"val {100 * metrics['val_accuracy']:.2f} %{mask}" + ("  (stored)" if metrics["reused"] else "")
+        f"val {metric.text(metrics[metric.val])}{mask}" + ("  (stored)" if metrics["reused"] else "")
     )
 
 
@@ -101,8 +102,8 @@ def training(
 ) -> None:
     """What a training gave, of so many prunable `weights`, and where it is."""
     console.print(
-        f"{result.status}: validation {100 * (result.val_accuracy or 0):.2f} %, "
-        f"test {100 * (result.test_accuracy or 0):.2f} %, {result.nonzero:,} of {weights:,} weights, "
+        f"{result.status}: validation {result.metric.text(result.val)}, "
+        f"test {result.metric.text(result.test)}, {result.nonzero:,} of {weights:,} weights, "
         f"effective density {result.effective_density:.3g}; {result.epochs_run} epochs trained, "
         f"{result.epochs_reused} taken from the store",
         highlight=False,

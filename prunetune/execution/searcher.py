@@ -17,7 +17,7 @@ class WorkerSearcher(DriverOnly, Searcher):  # type: ignore[misc]
 
     def __init__(self, search: SweepSearch, useful: Callable[[], int]) -> None:
         """`useful` says how many workers could be busy now; a cluster is asked for no more nodes."""
-        super().__init__(metric="val_accuracy", mode="max")
+        super().__init__(metric="score", mode="max")
         self._search = search
         self._useful = useful
         self._live: set[str] = set()

@@ -7,20 +7,28 @@ from typing import Any
 
 import pandas as pd
 
+from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric
 
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The best finished trial of each density by its validation value, density from high to low."""
+    """The rows of the best trial of each density (`winners`), density from high to low."""
     metric = metric_in(frame)
-    done = frame["status"].isin(["complete", "collapsed"]) & frame[metric.val].notna()
-    usable = frame[done & (frame["nonzero"] > 0)]
-    ranked = usable.assign(_complete=usable["status"] == "complete").sort_values(
-        ["_complete", metric.val, "trial"], ascending=[False, not metric.maximize, True]
-    )
-    best = ranked.groupby("density", sort=False).head(1)
-    return best.drop(columns="_complete").sort_values("density", ascending=False)
+
+    def outcome(index: int) -> Outcome:
+        row: dict[Any, Any] = frame.loc[index].to_dict()
+        value, nonzero = row[metric.val], row["nonzero"]
+        return Outcome(
+            row["density"],
+            row["trial"],
+            row["status"],
+            metric.score(value) if pd.notna(value) else None,
+            int(nonzero) if pd.notna(nonzero) else None,
+        )
+
+    found = winners(frame.index, outcome)
+    return frame.loc[[found[density] for density in sorted(found, reverse=True)]]
 
 
 def markdown(frame: pd.DataFrame, title: str) -> str:

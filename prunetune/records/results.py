@@ -15,6 +15,7 @@ from prunetune.config.canonical import determining_fields
 from prunetune.config.schema import Config
 from prunetune.config.space import flatten
 from prunetune.records.ledger import TrialRecord, density_name, trial_config
+from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric, metric_of
 
@@ -40,19 +41,8 @@ RESULT_COLUMNS = result_columns(ACCURACY)
 
 
 def best_records(records: Iterable[TrialRecord]) -> dict[float, TrialRecord]:
-    """The best trial of each density, by its validation score; the earlier one of equals.
-
-    One that collapsed is taken only where nothing else is complete, one without a value never.
-    """
-    best: dict[float, TrialRecord] = {}
-    for record in sorted(records, key=lambda r: r.number):
-        usable = record.status in ("complete", "collapsed") and record.score is not None
-        if not usable or not record.nonzero:  # an all-zero network is a result, but none to train
-            continue
-        known = best.get(record.density)
-        if known is None or _rank(record) > _rank(known):
-            best[record.density] = record
-    return best
+    """The best trial of each density (`winners`)."""
+    return winners(records, lambda r: Outcome(r.density, r.number, r.status, r.score, r.nonzero))
 
 
 @dataclass(frozen=True)
@@ -147,11 +137,6 @@ def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> 
     if record.uid in run_ids:
         lines.append(f"# MLflow run {run_ids[record.uid]}")
     return "\n".join(lines) + "\n" + document.dump(trial_config(record, base).tree())
-
-
-def _rank(record: TrialRecord) -> tuple[bool, float]:
-    assert record.score is not None
-    return record.status == "complete", record.score
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:

@@ -72,7 +72,7 @@ def open_sweep(source: Document) -> Opened:
     fits = checks.Checks(source)
     for found in configurations(template, source):
         there = checks.load_data(found, source)
-        fits.model(found, there.shape, there.classes)
+        fits.model(found, there.form)
         code |= own_code(found) or {""}
     problem = Problem.of(template, digest(FORMAT, data.digest, sorted(code)), _data_digest)
     return Opened(source, config, problem, Store(config.storage).sub(config.name))

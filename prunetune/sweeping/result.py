@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from prunetune.config.schema import Config
 from prunetune.records import results
 from prunetune.records.ledger import TrialRecord, density_name, trial_config
 from prunetune.store import Store
+from prunetune.tasks import Metric
 from prunetune.trackers.group import Closed
 
 if TYPE_CHECKING:
@@ -28,8 +30,8 @@ class Best:
 
     @property
     def score(self) -> float:
-        """The validation score by which it was chosen."""
-        return self.record.val_accuracy or 0.0
+        """The validation score by which it was chosen, as the task's metric has it."""
+        return self.record.val if self.record.val is not None else math.nan
 
 
 @dataclass(frozen=True)
@@ -37,9 +39,9 @@ class SweepResult:
     """What a sweep has found so far, in this run and in earlier ones.
 
     `trials` is the table of `results.parquet`, a row per finished or failed trial; `best` and `studies` are
-    by density, `studies` as Optuna has them. `folder` holds the sweep's files (a path, or a URI).
-    `interrupted`: trials are left that the same call runs. `records` are the trials in full, `report` the
-    files of the report, and `trackers` what each tracker has left.
+    by density, `studies` as Optuna has them; `metric` is what trials are compared by. `folder` holds the
+    sweep's files (a path, or a URI). `interrupted`: trials are left that the same call runs. `records` are
+    the trials in full, `report` the files of the report, and `trackers` what each tracker has left.
     """
 
     folder: str
@@ -47,6 +49,7 @@ class SweepResult:
     trials: pd.DataFrame
     best: Mapping[float, Best]
     studies: Mapping[float, Study] = field(repr=False)
+    metric: Metric
     records: list[TrialRecord] = field(repr=False)
     report: list[str] = field(repr=False)
     trackers: list[Closed] = field(repr=False)

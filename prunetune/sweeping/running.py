@@ -118,6 +118,7 @@ class _Run:
             trials=results.trials_frame(done, trackers.run_ids, self._config),
             best=best_of(done, self._config, self._store),
             studies=self._search.studies,
+            metric=self._opened.problem.metric,
             records=done,
             report=report,
             trackers=closed,
@@ -143,13 +144,15 @@ class _Run:
     def _view(self) -> Progress | None:
         if self._console is None:
             return None
-        return Progress(self._console, self._search, self._config.densities, self._config.name)
+        config, metric = self._config, self._opened.problem.metric
+        return Progress(self._console, self._search, config.densities, config.name, metric)
 
     def _close(self, trackers: Trackers, status: str) -> list[Closed]:
         best = results.best_records(self._records())
+        name = self._opened.problem.metric.val
         trackers.finish(
             status,
-            {f"best_val_accuracy_density_{d:g}": r.val_accuracy or 0.0 for d, r in best.items()},
+            {f"best_{name}_density_{d:g}": r.val for d, r in best.items() if r.val is not None},
             {
                 f"best/{ledgers.density_name(d)}.yaml": results.best_yaml(r, self._config, {})
                 for d, r in best.items()

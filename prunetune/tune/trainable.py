@@ -29,7 +29,7 @@ from prunetune.tune.stages import TrialStages
 
 _FORMAT = 1
 """Of checkpoints."""
-_DIVERGED = {"val_accuracy": 0.0, "val_loss": math.inf, "train_loss": math.inf}
+_DIVERGED = {"val_loss": math.inf, "train_loss": math.inf}
 """The last metrics of a trial that diverged: worse than any network that gives an answer."""
 
 
@@ -237,5 +237,5 @@ def _ended(result: PipelineResult) -> dict[str, Any]:
     found = {name: value for name, value in result.metrics().items() if value is not None}
     del found["seconds"]  # Tune counts them over restarts, too
     if result.status == "diverged":
-        found |= _DIVERGED
+        found |= {result.metric.val: result.metric.worst, **_DIVERGED}
     return {**found, "done": True}

@@ -60,6 +60,7 @@ VALUES: dict[str, Any] = {
     "pruning.rewind": "init",
     "storage": "elsewhere",
     "resources.trials_per_worker": 3,
+    "tracking.trackers": [],
     "model.in_channels": 1,
     "model.num_classes": 10,
 }

@@ -12,7 +12,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor
 
-from prunetune import __version__, export
+from prunetune import __version__, export, tasks
 from prunetune.config.schema import Config
 from prunetune.data import Dataset
 from prunetune.trackers.mlflow import experiments
@@ -21,13 +21,15 @@ from prunetune.trackers.mlflow import experiments
 def save(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> Path:
     """Write `mlflow_model` into an existing folder, in place of an earlier one; its path.
 
-    It takes pixels 0-255 (N, C, H, W) and gives probabilities (N, classes). Raises OSError where the folder
-    cannot be written.
+    It takes inputs as the data hold them, such as pixels 0-255 (N, C, H, W), and gives the task's answers,
+    such as probabilities (N, classes). Raises OSError where the folder cannot be written.
     """
     experiments.prepare_client()
+    example = data.test.inputs[:2].cpu().numpy()
+    task = tasks.make(config.task, data.form)
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("uint8"), (-1, *data.shape))]),
-        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, data.classes))]),
+        inputs=Schema([TensorSpec(example.dtype, (-1, *data.shape))]),
+        outputs=Schema([TensorSpec(np.dtype("float32"), (-1, *task.output_shape))]),
     )
     final = folder / "mlflow_model"
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -38,7 +40,7 @@ def save(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) 
             loader_module="prunetune.export.pyfunc",
             data_path=str(saved),
             signature=signature,
-            input_example=data.test.images[:2].cpu().numpy(),
+            input_example=example,
             pip_requirements=[f"prunetune=={__version__}"],
         )
         shutil.rmtree(final, ignore_errors=True)

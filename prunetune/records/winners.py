@@ -1,0 +1,39 @@
+"""Which trial is the best at a density: the one definition, for records and for rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Outcome(NamedTuple):
+    """What of a trial decides: `score` is its validation score, higher is better; None where it has none."""
+
+    density: float
+    number: int
+    status: str
+    score: float | None
+    nonzero: int | None
+
+
+def winners(trials: Iterable[T], outcome_of: Callable[[T], Outcome]) -> dict[float, T]:
+    """The best trial of each density by its validation score, the earlier one of equals.
+
+    One that collapsed is taken only where no other is complete, one without a score or without any weight
+    left never: that is a result, but no network to train.
+
+    >>> trials = [Outcome(0.1, 0, "complete", 0.7, 9), Outcome(0.1, 1, "complete", 0.8, 9)]
+    >>> winners(trials, lambda outcome: outcome)[0.1].number
+    1
+    """
+    found: dict[float, tuple[tuple[bool, float, int], T]] = {}
+    for trial in trials:
+        density, number, status, score, nonzero = outcome_of(trial)
+        if status not in ("complete", "collapsed") or score is None or not nonzero:
+            continue
+        rank = status == "complete", score, -number
+        if density not in found or rank > found[density][0]:
+            found[density] = rank, trial
+    return {density: trial for density, (_, trial) in found.items()}
