@@ -30,19 +30,19 @@ from prunetune.tune.stages import TrialStages
 _FORMAT = 1
 """Of checkpoints."""
 _DIVERGED = {"val_loss": math.inf, "train_loss": math.inf}
-"""The last metrics of a trial that diverged: worse than any network that gives an answer."""
+"""The last losses of a trial that diverged: worse than any network that gives an answer."""
 
 
 class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
     """One configuration per trial, one epoch per step; `on` says what trials have in common.
 
     **Results.** Each has `epoch` (from 1, over all stages), `stage`, `stage_epoch`, `density`, the epoch's
-    metrics (`train_loss`, `val_loss`, `val_accuracy` in [0, 1], and what a mask measures of itself, such as
-    `mask_density`), `reused` (the epoch was in the store, or in the checkpoint that the trial went on from),
-    and in post-pruning `post_epoch`. With the last epoch come `done` and `PipelineResult.metrics`: `status`
-    (complete, collapsed or diverged), `nonzero`, `epochs_run` and so on, and `test_accuracy` of a trial that
-    got to its end. A diverged trial's last `val_accuracy` is 0 and its losses are infinite, never NaN, so
-    that every searcher can be told.
+    metrics (`train_loss`, `val_loss`, the task's own, such as `val_accuracy` in [0, 1], and what a mask
+    measures of itself, such as `mask_density`), `reused` (the epoch was in the store, or in the checkpoint
+    that the trial went on from), and in post-pruning `post_epoch`. With the last epoch come `done` and
+    `PipelineResult.metrics`: `status` (complete, collapsed or diverged), `nonzero`, `epochs_run` and so on,
+    and `test_accuracy` of a trial that got to its end. A diverged trial's last metric is the worst there is
+    (an accuracy of 0) and its losses are infinite, never NaN, so that every searcher can be told.
 
     ASHA may compare trials by `training_iteration`, over all stages, or with `time_attr="post_epoch"` once
     they are pruned. Give trials of several densities to searchers and schedulers of their own: their
@@ -237,5 +237,5 @@ def _ended(result: PipelineResult) -> dict[str, Any]:
     found = {name: value for name, value in result.metrics().items() if value is not None}
     del found["seconds"]  # Tune counts them over restarts, too
     if result.status == "diverged":
-        found |= {result.metric.val: result.metric.worst, **_DIVERGED}
+        found |= {**_DIVERGED, result.metric.val: result.metric.worst}
     return {**found, "done": True}
