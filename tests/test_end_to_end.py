@@ -148,7 +148,7 @@ def finished(folder: Path) -> list[dict]:
 
 def outcome(folder: Path) -> list[tuple]:
     """What a sweep found, without what depends on the clock."""
-    names = ("density", "number", "params", "status", "val_accuracy", "test_accuracy", "nonzero")
+    names = ("density", "number", "params", "status", "val", "test", "nonzero")
     return [tuple(record[name] for name in names) for record in records(folder)]
 
 
@@ -161,9 +161,9 @@ def of_the_best(folder: Path) -> set[str]:
     """The keys of the best trials' stages."""
     keys: set[str] = set()
     for density in (0.3, 0.1):
-        done = [r for r in finished(folder) if r["density"] == density and r["val_accuracy"] is not None]
+        done = [r for r in finished(folder) if r["density"] == density and r["val"] is not None]
         complete = [r for r in done if r["status"] == "complete"]
-        best = min(complete, key=lambda r: (-r["val_accuracy"], r["number"]))
+        best = min(complete, key=lambda r: (-r["val"], r["number"]))
         keys |= set(best["keys"].values())
     return keys
 
@@ -301,8 +301,8 @@ def test_a_users_own_network_and_a_worker_that_dies(folder: Path) -> None:
     sweep(folder, f"model={{name: 'nets:DiesOnce', flag: {folder / 'died'}}}", "storage=calm", *overrides)
     (path,) = folder.glob("calm/tiny/trials/*/*.json")
     calm = json.loads(path.read_text())["body"]
-    assert died["val_accuracy"] == calm["val_accuracy"]
-    assert [m["val_accuracy"] for m in died["curve"]] == [m["val_accuracy"] for m in calm["curve"]]
+    assert died["val"] == calm["val"]
+    assert [m["score"] for m in died["curve"]] == [m["score"] for m in calm["curve"]]
 
 
 def test_a_network_that_cannot_be_trained_ends_the_sweep_with_its_error(folder: Path) -> None:
@@ -339,14 +339,14 @@ def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path
     out = finish(start(undisturbed, "prunetune.train", "runs/tiny/best/density-0.1.yaml"))
     record = min(
         (r for r in finished(undisturbed) if r["density"] == 0.1 and r["status"] == "complete"),
-        key=lambda r: (-r["val_accuracy"], r["number"]),
+        key=lambda r: (-r["val"], r["number"]),
     )
-    assert f"validation {100 * record['val_accuracy']:.2f} %" in out
+    assert f"validation {100 * record['val']:.2f} %" in out
     assert "0 epochs trained, 9 taken from the store" in out
 
     saved = undisturbed / "runs" / "tiny" / "trained" / "density-0.1"
     metrics = json.loads((saved / "metrics.json").read_text())
-    assert metrics["test_accuracy"] == record["test_accuracy"]
+    assert metrics["test_accuracy"] == record["test"]
     weights = safetensors.torch.load_file(saved / "model.safetensors")
     nonzero = sum(int(t.count_nonzero()) for name, t in weights.items() if t.dim() == 2)
     assert nonzero == metrics["nonzero"] <= int(0.1 * 1184)
@@ -365,7 +365,7 @@ def test_the_best_configuration_is_trained_exported_and_served(undisturbed: Path
     frame = pd.read_parquet(undisturbed / "runs" / "tiny" / "results.parquet")
     run_id = frame[(frame["density"] == 0.1) & (frame["trial"] == record["number"])]["mlflow_run_id"].item()
     again = finish(start(undisturbed, "prunetune.train", "--run-id", run_id, "--output", "by-run"))
-    assert f"validation {100 * record['val_accuracy']:.2f} %" in again
+    assert f"validation {100 * record['val']:.2f} %" in again
     other = safetensors.torch.load_file(undisturbed / "by-run" / "model.safetensors")
     assert all(other[name].equal(tensor) for name, tensor in weights.items())
 
