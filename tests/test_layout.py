@@ -28,7 +28,7 @@ LAYERS = (
     ("trackers",),
     ("execution",),
     ("tune",),  # for a `tune.Tuner` of one's own
-    ("sweeping",),
+    ("sweeping", "testing"),
     ("cli",),
     ("sweep", "train", "report", "schema"),
     ("__main__",),
@@ -141,7 +141,7 @@ def test_there_are_no_import_cycles() -> None:
         visit(module, ())
 
 
-HOMES = {"ray": {"execution", "tune"}, "optuna": {"search"}, "mlflow": {"trackers"}}
+HOMES = {"ray": {"execution", "tune"}, "optuna": {"search", "testing"}, "mlflow": {"trackers"}}
 """Frameworks, and the rooms that import them, beside the commands."""
 
 

@@ -418,18 +418,6 @@ def test_train_saves_a_regression_that_answers_in_the_targets_unit(
         model(torch.zeros(2, 3))
 
 
-def test_the_example_of_the_documentation_is_a_task(
-    tiny: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-    code = text.partition("```python\n")[2].partition("```")[0]
-    (tmp_path / "documented_task.py").write_text(code)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    result, _ = run({**tiny, "task": "documented_task:Balanced"}, tmp_path / "store")
-    expected, _ = run({**tiny, "task": "balanced:Balanced"}, tmp_path / "store")
-    assert (result.val, result.metric) == (expected.val, expected.metric)
-
-
 @pytest.mark.slow
 def test_a_sweep_of_a_regression_is_one_everywhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
