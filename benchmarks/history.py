@@ -36,7 +36,9 @@ from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
 from prunetune.records import report as reporting
 from prunetune.records import results
-from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.stages.plan import most_epochs
 from prunetune.store import Store
 

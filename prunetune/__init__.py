@@ -8,6 +8,8 @@ gives the network that a training has left in a folder. The commands are `python
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from prunetune.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from prunetune.config.schema import Config
     from prunetune.errors import ConfigError, UserError, WorkError
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from prunetune.sweeping.result import SweepResult
     from prunetune.sweeping.running import run_sweep
 
-__version__ = "0.1.0"
 
 __all__ = [
     "Config",

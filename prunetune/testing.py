@@ -44,7 +44,7 @@ from prunetune.sparsity.masks import prunable
 from prunetune.store import Store
 
 if TYPE_CHECKING:
-    from prunetune.records.ledger import TrialRecord
+    from prunetune.records.trial import TrialRecord
 
 Tree = dict[str, Any]
 

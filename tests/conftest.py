@@ -12,7 +12,8 @@ from pyarrow import fs as pafs
 from small_sweep import TEXT, make_sweep
 
 from prunetune.config.schema import Config
-from prunetune.records.ledger import Ledger, Problem
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
 from prunetune.store import Store
 
 SHARED_DATA = Path(os.environ.get("PRUNETUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))

@@ -9,7 +9,9 @@ from prunetune.config import document
 from prunetune.config.reading import sweep_from_document
 from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.store import Store
 
 TEXT = """

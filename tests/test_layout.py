@@ -12,7 +12,7 @@ import prunetune
 PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
-    ("errors",),
+    ("errors", "version"),
     ("registry",),
     ("config", "sparsity"),
     ("store", "models", "data"),

@@ -19,7 +19,7 @@ import prunetune
 from prunetune import ConfigError, UserError, WorkError, run_pipeline, run_sweep
 from prunetune.config import document
 from prunetune.execution.seam import Trials
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 
 ROOT = Path(__file__).parents[1]
 

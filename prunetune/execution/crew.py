@@ -14,7 +14,8 @@ from prunetune.engine.loop import EpochWork
 from prunetune.errors import WorkError
 from prunetune.execution.assignment import Assignment
 from prunetune.pipeline import PipelineResult, Steps
-from prunetune.records.ledger import TrialRecord, record_name, trial_config
+from prunetune.records.ledger import record_name
+from prunetune.records.trial import TrialRecord, trial_config
 from prunetune.stages.stage import Step
 from prunetune.store import Store
 

@@ -6,7 +6,7 @@ import math
 from typing import final
 
 from prunetune.execution.assignment import Assignment, Board
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 
 

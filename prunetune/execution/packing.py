@@ -14,7 +14,7 @@ from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
 from prunetune.config.reading import validate
 from prunetune.config.schema import Config
-from prunetune.records.ledger import Problem
+from prunetune.records.problem import Problem
 
 _ROOM_FLOPS = 1e11
 """Operations per step that fill a GPU: trials are batched up to that. An estimate, not measured yet."""

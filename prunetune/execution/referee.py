@@ -12,7 +12,7 @@ from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
 from prunetune.execution.crew import News
 from prunetune.execution.dispatcher import Dispatcher
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store

@@ -9,7 +9,7 @@ from typing import Protocol
 from prunetune import pipeline
 from prunetune.config.document import Document
 from prunetune.config.schema import Config
-from prunetune.records.ledger import Problem
+from prunetune.records.problem import Problem
 from prunetune.search.queue import SweepSearch
 from prunetune.trackers.tracker import Listener
 

@@ -11,7 +11,8 @@ from typing import Any, Literal
 from prunetune.config.schema import Config
 from prunetune.errors import UserError
 from prunetune.records import retention
-from prunetune.records.ledger import Ledger, Problem
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
 from prunetune.store import File, Kind, Store
 
 MIN_AGE = timedelta(hours=1)

@@ -14,7 +14,8 @@ from prunetune.config import document
 from prunetune.config.canonical import determining_fields
 from prunetune.config.schema import Config
 from prunetune.config.space import flatten
-from prunetune.records.ledger import TrialRecord, density_name, trial_config
+from prunetune.records.ledger import density_name
+from prunetune.records.trial import TrialRecord, trial_config
 from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric, metric_of

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from prunetune.config.schema import KeepConfig
 from prunetune.engine.epoch import Epoch
 from prunetune.records import results
-from prunetune.records.ledger import Ledger, TrialRecord, density_folders
+from prunetune.records.ledger import Ledger, density_folders
+from prunetune.records.trial import TrialRecord
 from prunetune.store import Store
 
 logger = logging.getLogger(__name__)

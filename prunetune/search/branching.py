@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunetune.records.ledger import TrialRecord, is_at_density
+from prunetune.records.trial import TrialRecord, is_at_density
 
 NETWORKS_FIRST = 8
 """So many pre-pruned networks are explored, over all densities, before any is branched from."""

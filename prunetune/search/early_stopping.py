@@ -15,7 +15,7 @@ from pydantic import Field
 
 from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import TrialRecord, is_at_density
+from prunetune.records.trial import TrialRecord, is_at_density
 from prunetune.search.asha import Rungs
 
 Scores = Sequence[float]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunetune.config import space
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.branching import determining, is_determining, quantiles
 
 Array = NDArray[np.float64]

@@ -11,7 +11,9 @@ from prunetune.config.canonical import is_active
 from prunetune.config.schema import Config
 from prunetune.engine.epoch import LAST_STAGE
 from prunetune.errors import ConfigError
-from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.search import branching, exploration
 from prunetune.search.branching import Pool, determining
 from prunetune.search.exploration import Experience

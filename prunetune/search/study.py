@@ -25,7 +25,8 @@ from prunetune.config import space
 from prunetune.config.canonical import is_active
 from prunetune.config.schema import SamplerConfig
 from prunetune.engine.seeds import seed_of
-from prunetune.records.ledger import Problem, TrialRecord
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.tasks import Metric
 
 Study = optuna.Study

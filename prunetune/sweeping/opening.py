@@ -17,7 +17,8 @@ from prunetune.config.document import Document
 from prunetune.config.reading import sweep_from_document, validate
 from prunetune.config.schema import Config, DataConfig
 from prunetune.records import ledger as ledgers
-from prunetune.records.ledger import Problem
+from prunetune.records import lock
+from prunetune.records.problem import Problem
 from prunetune.stages.stage import FORMAT
 from prunetune.store import Store
 
@@ -38,7 +39,7 @@ class Opened:
         Raises UserError where that is not so.
         """
         ledgers.check_storage(self.store)
-        with ledgers.exclusive(self.store):
+        with lock.exclusive(self.store):
             yield
 
 

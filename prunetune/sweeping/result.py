@@ -11,7 +11,8 @@ import pandas as pd
 
 from prunetune.config.schema import Config
 from prunetune.records import results
-from prunetune.records.ledger import TrialRecord, density_name, trial_config
+from prunetune.records.ledger import density_name
+from prunetune.records.trial import TrialRecord, trial_config
 from prunetune.store import Store
 from prunetune.tasks import Metric
 from prunetune.trackers.group import Closed

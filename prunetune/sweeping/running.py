@@ -19,7 +19,8 @@ from prunetune.execution.seam import Executor, Trials
 from prunetune.records import ledger as ledgers
 from prunetune.records import report as reporting
 from prunetune.records import results, retention
-from prunetune.records.ledger import Ledger, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 from prunetune.sweeping.opening import Opened, open_sweep, read

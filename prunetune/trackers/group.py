@@ -10,7 +10,7 @@ from typing import Any, final
 from prunetune.config.schema import TrackerConfig
 from prunetune.engine.epoch import Epoch
 from prunetune.errors import UserError
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.trackers.tracker import Sweep, Tracker
 
 logger = logging.getLogger(__name__)

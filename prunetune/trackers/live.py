@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import TrialRecord
 from prunetune.records.results import Row, best_records
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.tasks import ACCURACY, Metric
 

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 
 
 class Listener(Protocol):

@@ -15,7 +15,8 @@ from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.packing import step_flops, trials_per_worker
 from prunetune.execution.referee import Referee
 from prunetune.execution.searcher import WorkerSearcher
-from prunetune.records.ledger import Ledger, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.trial import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store

@@ -17,7 +17,9 @@ from prunetune.engine.epoch import Epoch
 from prunetune.errors import WorkError
 from prunetune.execution.in_process import InProcess
 from prunetune.execution.seam import Trials
-from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 

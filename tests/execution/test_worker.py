@@ -11,7 +11,7 @@ from small_sweep import epoch, make_sweep
 from prunetune.errors import WorkError
 from prunetune.execution import worker as trainable
 from prunetune.execution.assignment import Assignment
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 
 

@@ -17,9 +17,10 @@ from prunetune.cli import commands
 from prunetune.config.reading import load
 from prunetune.execution import ray_tune as runner
 from prunetune.execution.seam import Trials
-from prunetune.records import garbage, ledger
+from prunetune.records import garbage, lock
 from prunetune.records.garbage import Owners, survey
-from prunetune.records.ledger import Ledger, TrialRecord, trial_config
+from prunetune.records.ledger import Ledger
+from prunetune.records.trial import TrialRecord, trial_config
 from prunetune.store import File, Store
 from prunetune.trackers.mlflow import tracker as tracking
 
@@ -275,7 +276,7 @@ def test_gc_says_what_is_wrong(folder: Path, capsys) -> None:
     wrong = message("post_pruning.epochs=3")
     assert "another search space" in wrong
     assert "post_pruning.epochs: was 2, is now 3" in wrong
-    with ledger.exclusive(Store("runs/tiny")):
+    with lock.exclusive(Store("runs/tiny")):
         assert "runs this sweep" in message()
     assert content() == before
 

@@ -10,7 +10,9 @@ from small_sweep import finish, make_sweep
 
 from prunetune.config.canonical import canonical
 from prunetune.errors import UserError
-from prunetune.records.ledger import Ledger, exclusive, trial_config
+from prunetune.records.ledger import Ledger
+from prunetune.records.lock import exclusive
+from prunetune.records.trial import trial_config
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 
@@ -105,7 +107,7 @@ def test_a_second_driver_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
         f"""
         import sys
         from prunetune.store import Store
-        from prunetune.records.ledger import exclusive
+        from prunetune.records.lock import exclusive
         with exclusive(Store({str(tmp_path)!r})):
             print("held", flush=True)
             sys.stdin.readline()

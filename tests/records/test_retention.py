@@ -10,8 +10,9 @@ import torch
 from small_sweep import finish, make_sweep
 
 from prunetune.config.schema import KeepConfig
-from prunetune.records.ledger import Ledger, TrialRecord
+from prunetune.records.ledger import Ledger
 from prunetune.records.retention import References, Retention, kept_keys
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from small_sweep import epoch, finish, make_sweep
 
-from prunetune.records.ledger import Ledger, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.trial import TrialRecord
 from prunetune.search import branching
 from prunetune.search.branching import Pool, determining, upper_bound
 from prunetune.search.queue import SweepSearch

@@ -6,7 +6,7 @@ import pytest
 from small_sweep import epoch, finish, make_sweep
 
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping, can_catch_up
 from prunetune.search.queue import SweepSearch
 

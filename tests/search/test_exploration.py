@@ -12,7 +12,7 @@ from search.test_branching import PRE, started
 from small_sweep import TEXT, finish, make_sweep
 
 from prunetune.config import space
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search import branching, exploration
 from prunetune.search.branching import determining
 from prunetune.search.exploration import Experience, coordinates

@@ -8,7 +8,8 @@ import pytest
 from optuna.trial import TrialState
 from small_sweep import TEXT, epoch, finish, make_sweep
 
-from prunetune.records.ledger import Ledger, Problem
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
 from prunetune.search.queue import SweepSearch
 
 

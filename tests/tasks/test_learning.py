@@ -31,7 +31,9 @@ from prunetune.errors import ConfigError, UserError
 from prunetune.export import load_model, save_model
 from prunetune.pipeline import PipelineResult
 from prunetune.records import report, results
-from prunetune.records.ledger import Ledger, Problem, TrialRecord
+from prunetune.records.ledger import Ledger
+from prunetune.records.problem import Problem
+from prunetune.records.trial import TrialRecord
 from prunetune.search.early_stopping import EarlyStopping
 from prunetune.search.exploration import Experience
 from prunetune.search.study import DensitySearch

@@ -13,7 +13,7 @@ from small_sweep import make_sweep
 from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
 from prunetune.errors import ConfigError, UserError
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.trackers.group import Closed, Trackers
 from prunetune.trackers.tracker import Sweep

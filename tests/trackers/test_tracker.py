@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 from prunetune.config import document
 from prunetune.config.reading import from_document
 from prunetune.errors import UserError
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.trackers.mlflow import experiments
 from prunetune.trackers.mlflow import tracker as tracking

@@ -22,9 +22,11 @@ from prunetune.config import space
 from prunetune.config.canonical import is_active
 from prunetune.config.schema import Config, DataConfig, ModelConfig
 from prunetune.errors import UserError
-from prunetune.records.ledger import Problem, check_storage
+from prunetune.records.ledger import check_storage
+from prunetune.records.problem import Problem
 from prunetune.registry import MODELS, UnknownComponentError
 from prunetune.store import Store
+from prunetune.version import __version__
 
 Finding = tuple[str, str]
 """The key of the sweep's file that it is about ("" for none), and what is wrong and how to mend it."""
@@ -39,7 +41,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__.partition("+")[0],  # without the build: a head may well have no CUDA
         "ray": _installed("ray"),
         "optuna": _installed("optuna"),
-        "prunetune": f"{prunetune.__version__} (sources {source_digest()[:8]})",
+        "prunetune": f"{__version__} (sources {source_digest()[:8]})",
     }
 
 

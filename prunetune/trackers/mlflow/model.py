@@ -12,10 +12,11 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 from torch import Tensor
 
-from prunetune import __version__, export, tasks
+from prunetune import export, tasks
 from prunetune.config.schema import Config
 from prunetune.data import Dataset
 from prunetune.trackers.mlflow import experiments
+from prunetune.version import __version__
 
 
 def save(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> Path:

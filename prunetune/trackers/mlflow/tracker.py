@@ -20,7 +20,7 @@ from mlflow.entities import Metric, Param, RunTag
 
 from prunetune.config import document
 from prunetune.engine.epoch import Epoch
-from prunetune.records.ledger import TrialRecord
+from prunetune.records.trial import TrialRecord
 from prunetune.tasks import ACCURACY
 from prunetune.trackers.mlflow import experiments
 from prunetune.trackers.mlflow.artifacts import Artifacts
