@@ -20,8 +20,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
-import prunetune.execution.ray_settings  # noqa: F401  # isort: skip  # before Ray, which reads them
-
 import ray
 import ray.train
 from ray.exceptions import RayError
@@ -40,6 +38,7 @@ from prunetune.engine.replicas import Replicas
 from prunetune.errors import UserError, WorkError
 from prunetune.execution.cluster.connection import ray_connection
 from prunetune.execution.interruption import interruptible
+from prunetune.execution.ray_settings import ray_settings
 from prunetune.pipeline import PipelineResult
 from prunetune.store import Store
 
@@ -60,7 +59,7 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
     store = pipeline.training_store(config)
     scratch = tempfile.mkdtemp(prefix="prunetune-")
     try:
-        with interruptible() as interrupted, ray_connection() as local:
+        with ray_settings(), interruptible() as interrupted, ray_connection() as local:
             interrupted.listen()  # Ray sets handlers of its own when it starts
             scaling = _scaling(config, workers, local)
             # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.

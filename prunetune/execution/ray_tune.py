@@ -8,8 +8,6 @@ import tempfile
 from contextlib import ExitStack
 from typing import Any, final
 
-import prunetune.execution.ray_settings  # noqa: F401  # isort: skip  # before Ray, which reads them
-
 import ray
 from ray import tune
 
@@ -21,6 +19,7 @@ from prunetune.execution.dispatcher import Dispatcher
 from prunetune.execution.driver_only import DriverOnly
 from prunetune.execution.interruption import Interruption, interruptible
 from prunetune.execution.packing import trials_per_worker
+from prunetune.execution.ray_settings import ray_settings
 from prunetune.execution.recorder import Recorder
 from prunetune.execution.referee import Referee
 from prunetune.execution.roster import Roster
@@ -45,7 +44,12 @@ class RayTune:
         starts one and ends it. Raises UserError also where Ray cannot be joined, and where a node of the
         cluster cannot run this sweep.
         """
-        with interruptible() as interrupted, connection.ray_connection() as local, ExitStack() as at_end:
+        with (
+            ray_settings(),
+            interruptible() as interrupted,
+            connection.ray_connection() as local,
+            ExitStack() as at_end,
+        ):
             interrupted.listen()  # Ray sets handlers of its own when it starts
             return _run(trials, interrupted, local, at_end)
 
