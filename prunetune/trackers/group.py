@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from functools import partial
+from typing import Any, TypeVar, final
 
 from prunetune.config.schema import TrackerConfig
 from prunetune.engine.epoch import Epoch
@@ -14,6 +15,8 @@ from prunetune.records.trial import TrialRecord
 from prunetune.trackers.tracker import Sweep, Tracker
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,13 @@ class _Member:
     tracker: Tracker
     failures: int = field(default=0)
 
-    @property
-    def title(self) -> str:
-        return str(getattr(self.tracker, "title", self.name))
+    title: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            self.title = str(getattr(self.tracker, "title", self.name))
+        except Exception:  # told under the name that the file gives it
+            self.title = self.name
 
 
 @final
@@ -51,14 +58,25 @@ class Trackers:
     @classmethod
     def of(cls, sweep: Sweep) -> Trackers:
         """Those that `tracking.trackers` names. Raises UserError where one cannot be made."""
-        given = enumerate(sweep.config.tracking.trackers)
-        return cls([(section.name, _make(sweep, section, index)) for index, section in given])
+        made = cls([])
+        try:
+            for index, section in enumerate(sweep.config.tracking.trackers):
+                made._members.append(_Member(section.name, _make(sweep, section, index)))
+        except UserError:
+            made.close()  # those before it may have begun to write
+            raise
+        return made
 
     @property
     def run_ids(self) -> dict[str, str]:
         """What the first tracker that has such calls each trial, by the trial's uid."""
-        found = (getattr(member.tracker, "run_ids", None) for member in self._members)
-        return dict(next(filter(None, found), {}))
+        for member in self._members:
+            found: dict[str, str] | None = self._guarded(
+                member, "run_ids", partial(_attribute, member.tracker, "run_ids", dict)
+            )
+            if found:
+                return found
+        return {}
 
     def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
         """As `Tracker` says."""
@@ -85,17 +103,17 @@ class Trackers:
         return [self._close(member) for member in self._members]
 
     def _close(self, member: _Member) -> Closed:
-        unwritten = self._call(member, "close")
-        look = str(getattr(member.tracker, "look", ""))
-        return Closed(member.title, look, int(unwritten or 0) + member.failures)
+        unwritten = self._guarded(member, "close", lambda: int(member.tracker.close() or 0))
+        look = self._guarded(member, "look", partial(_attribute, member.tracker, "look", str))
+        return Closed(member.title, look or "", (unwritten or 0) + member.failures)
 
     def _tell(self, event: str, *given: Any) -> None:
         for member in self._members:
-            self._call(member, event, *given)
+            self._guarded(member, event, partial(_call, member.tracker, event, given))
 
-    def _call(self, member: _Member, event: str, *given: Any) -> Any:
+    def _guarded(self, member: _Member, event: str, call: Callable[[], _T]) -> _T | None:
         try:
-            return getattr(member.tracker, event)(*given)
+            return call()
         except Exception as error:  # the sweep must not stop for its log
             if not member.failures:
                 logger.warning(
@@ -108,6 +126,16 @@ class Trackers:
                 )
             member.failures += 1
             return None
+
+
+def _call(tracker: Tracker, event: str, given: Sequence[Any]) -> None:
+    getattr(tracker, event)(*given)
+
+
+def _attribute(tracker: Tracker, name: str, kind: Callable[[Any], _T]) -> _T | None:
+    """What a tracker has under a name, as this kind; None where it has nothing."""
+    value = getattr(tracker, name, None)
+    return None if value is None else kind(value)
 
 
 def _make(sweep: Sweep, section: TrackerConfig, index: int) -> Tracker:

@@ -66,6 +66,29 @@ class Fails(Lines):
         raise RuntimeError("and now this")
 
 
+class SaysClosed(Lines):
+    def close(self) -> int:
+        self.write("closed")
+        return super().close()
+
+
+class Opaque(Lines):
+    @property
+    def look(self):
+        raise OSError("the server is gone")
+
+    @look.setter
+    def look(self, value) -> None:
+        pass
+
+    @property
+    def run_ids(self):
+        raise OSError("the server is gone")
+
+    def close(self):
+        return "nothing to tell"
+
+
 def cannot_be_made(sweep):
     raise ConnectionError("log in first")
 '''
@@ -135,6 +158,20 @@ def test_one_that_fails_is_named_once_and_the_others_hear_everything(
     )
     assert len(bad.read_text().splitlines()) == 3  # it goes on being told
     assert len(good.read_text().splitlines()) == 4
+
+
+def test_what_one_says_of_itself_stops_nothing_either(tmp_path: Path) -> None:
+    trackers = group(tmp_path, f"[{{name: 'my_trackers:Opaque', path: {tmp_path / 'a'}}}]")
+    assert trackers.run_ids == {}
+    # Its ids, how to look at it, and what it left, cannot be told.
+    assert play(trackers, record(tmp_path)) == [Closed("my lines", "", 3)]
+
+
+def test_those_before_one_that_cannot_be_made_are_closed(tmp_path: Path) -> None:
+    path = tmp_path / "closed.jsonl"
+    with pytest.raises(UserError, match="cannot be made"):
+        group(tmp_path, f"[{{name: 'my_trackers:SaysClosed', path: {path}}}, 'my_trackers:cannot_be_made']")
+    assert path.read_text() == '{"event": "closed"}\n'
 
 
 def test_one_that_cannot_be_made_is_a_message_before_the_first_trial(tmp_path: Path) -> None:
