@@ -134,9 +134,11 @@ def lineage(stage: Stage) -> list[Stage]:
     found: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
+        if stage.key in found:  # of rounds that build on each other every one has several children
+            return
         for parent in stage.parents:
             visit(parent)
-        found.setdefault(stage.key, stage)
+        found[stage.key] = stage
 
     visit(stage)
     return list(found.values())

@@ -278,3 +278,12 @@ def another_tree(tree: Tree, key: str) -> Tree | None:
 
 
 BASES = [(tree, keys(tree), configuration_hash(Config.model_validate(tree))) for tree in bases()]
+
+
+def test_many_rounds_are_planned_at_once() -> None:
+    """Every round builds on the one before by several ways; each is visited once."""
+    schedule = {"name": "iterative", "rounds": 60, "epochs": 1}
+    config = Config.model_validate({**BASE, "pruning": {"schedule": schedule, "rewind": 2}})
+    stages = plan(config, "").stages
+    # A mask and a retraining for each round but the last, the state to rewind to, and the three stages.
+    assert len({stage.key for stage in stages}) == len(stages) == 2 * 59 + 1 + 3
