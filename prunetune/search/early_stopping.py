@@ -53,11 +53,13 @@ class EarlyStopping:
                 density: settings.component(longest=longest, **settings.options)
                 for density in config.densities
             }
+        # What they gained is told last: the rules are not asked about trials that are over, so none need be
+        # held against the others.
         for record in past:
-            if record.density in self._rules:
-                for epoch in record.curve:
-                    self._tell(record, epoch)
-                self.ended(record)
+            for epoch in record.curve:
+                self._tell(record, epoch)
+        for record in past:
+            self.ended(record)
 
     def stops(self, record: TrialRecord, epoch: Epoch) -> bool:
         """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
@@ -119,15 +121,20 @@ def can_catch_up(score: float, epoch: int, complete: Sequence[Scores], share: fl
     """Whether a trial with this score after this post-pruning epoch may still come to the best one.
 
     It is granted what the `share`-quantile of the complete trials, which are as long as it, gained from that
-    epoch to their end. With less than four of them nothing is said against it.
+    epoch to their end. With less than four gains that are finite nothing is said against it.
 
     >>> complete = [[0.5, 0.9], [0.6, 0.9], [0.7, 0.95], [0.8, 0.9]]    # gains 0.4, 0.3, 0.25, 0.1
     >>> can_catch_up(0.56, 1, complete, 1.0), can_catch_up(0.54, 1, complete, 1.0)
     (True, False)
     """
-    if len(complete) < _COMPLETE:
+    if not complete:
         return True
-    gains = [curve[-1] - curve[epoch - 1] for curve in complete]
+    # An epoch without a value has the worst score, which may be infinite: it tells no gain.
+    ends = np.array([(curve[epoch - 1], curve[-1]) for curve in complete])
+    ends = ends[np.isfinite(ends).all(1)]
+    gains = ends[:, 1] - ends[:, 0]
+    if len(gains) < _COMPLETE:
+        return True
     best = max(curve[-1] for curve in complete)
     return bool(score + np.quantile(gains, share) >= best)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,13 @@ def test_a_trial_is_granted_what_others_gained() -> None:
 
 def test_with_few_that_are_complete_nothing_is_said_against_a_trial() -> None:
     assert can_catch_up(0.0, 1, [[0.5, 0.9]] * 3, 1.0)
+
+
+def test_an_epoch_without_a_value_says_nothing_of_the_gains() -> None:
+    without, gained = [0.1, -math.inf, 0.9], [0.1, 0.2, 0.9]
+    assert can_catch_up(0.3, 2, [without] * 3 + [gained] * 3, 0.9)  # three tell too little
+    assert can_catch_up(0.3, 2, [without] * 3 + [gained] * 4, 0.9)  # 0.3 + 0.7 ≥ 0.9
+    assert not can_catch_up(0.1, 2, [without] * 3 + [gained] * 4, 0.9)  # 0.1 + 0.7 < 0.9
     assert not can_catch_up(0.0, 1, [[0.5, 0.9]] * 4, 1.0)
 
 
