@@ -18,7 +18,8 @@ class Metric:
     shown with its `unit`, if it has one. `worst` is what a network counts that gives no answer at all, such
     as one that diverged: no network that gives one is worse. By default it is infinitely bad.
 
-    Decisions read `score`, of which the higher is the better for any metric.
+    Decisions read `score`, of which the higher is the better for any metric. Raises ValueError for the name
+    `loss`, which is taken.
     """
 
     name: str
@@ -29,6 +30,8 @@ class Metric:
     worst: float = math.nan
 
     def __post_init__(self) -> None:
+        if self.name == "loss":
+            raise ValueError("a metric cannot be named 'loss': val_loss is the loss on the validation split")
         if math.isnan(self.worst):
             object.__setattr__(self, "worst", -math.inf if self.maximize else math.inf)
 

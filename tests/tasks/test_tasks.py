@@ -190,6 +190,11 @@ def test_statistics_of_tables() -> None:
     assert torch.equal(again.target_mean, data.target_mean)  # type: ignore[arg-type]
 
 
+def test_the_name_of_the_loss_is_taken() -> None:
+    with pytest.raises(ValueError, match="cannot be named 'loss'"):
+        Metric("loss", "loss", maximize=False)
+
+
 def test_a_metric_says_what_is_better_and_how_it_is_read() -> None:
     assert ACCURACY.score(0.9) > ACCURACY.score(0.8)
     assert RMSE.score(50.0) > RMSE.score(60.0) > RMSE.score(RMSE.worst)
