@@ -18,6 +18,7 @@ LAYERS = (
     ("store", "models", "data"),
     ("tasks",),
     ("export", "checks"),
+    ("deploy",),  # where `export` was
     ("engine",),
     ("methods",),
     ("stages",),

@@ -416,6 +416,12 @@ def test_train_saves_a_regression_that_answers_in_the_targets_unit(
     served = mlflow.pyfunc.load_model(str(tmp_path / "out" / "mlflow_model"))
     assert served.metadata.signature.inputs.inputs[0].type == np.dtype("float32")
     np.testing.assert_allclose(served.predict(data.test.inputs.numpy()), answers.numpy(), rtol=1e-6)
+    # Under the loader's name that earlier versions saved, too.
+    saved = tmp_path / "out" / "mlflow_model" / "MLmodel"
+    saved.write_text(saved.read_text().replace("prunetune.export.pyfunc", "prunetune.deploy.pyfunc"))
+    assert "prunetune.deploy.pyfunc" in saved.read_text()
+    served = mlflow.pyfunc.load_model(str(tmp_path / "out" / "mlflow_model"))
+    np.testing.assert_allclose(served.predict(data.test.inputs.numpy()), answers.numpy(), rtol=1e-6)
     with pytest.raises(ValueError, match=r"inputs: shape \(2, 3\); \(N, 10\) is needed"):
         model(torch.zeros(2, 3))
 
