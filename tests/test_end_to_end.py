@@ -279,7 +279,7 @@ def test_several_trials_run_side_by_side_on_a_worker(folder: Path, undisturbed: 
             next(r for r in rs if (r["density"], r["number"]) == (density, 0)) for rs in (done, alone)
         )
         assert one["params"] == other["params"]
-        first, second = one["curve"][1], other["curve"][1]
+        first, second = one["curve"][1]["metrics"], other["curve"][1]["metrics"]
         assert first["train_loss"] == pytest.approx(second["train_loss"], rel=1e-3)
 
 
