@@ -1,1 +1,1 @@
-"""What runs trials: Ray Tune or this process behind one seam; one training data-parallel with Ray Train."""
+"""Run trials with Ray Tune or in this process, behind one interface; run one training on several workers."""

@@ -1,4 +1,4 @@
-"""What a worker is told to run, and where it is written: nothing here knows Ray."""
+"""The message that tells a worker which trials to run, and the interface that delivers it; free of Ray."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol, TypedDict
 
 
 class Assignment(TypedDict):
-    """What a worker must know of a trial; the rest is in its record in the store."""
+    """The fields by which a worker finds a trial's record in the store; the record holds everything else."""
 
     uid: str
     density: float
@@ -14,7 +14,7 @@ class Assignment(TypedDict):
 
 
 class Board(Protocol):
-    """Where the driver writes what each worker is to run."""
+    """The place where the driver writes each worker's assignments."""
 
     def write(self, worker: str, assignments: list[Assignment] | None) -> None:
-        """From now on the worker is to run these; None: nothing is left for it."""
+        """Replace the worker's assignments; None tells the worker that no work is left for it."""

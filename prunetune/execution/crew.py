@@ -1,4 +1,4 @@
-"""Trials under way side by side, in this process: what a worker does, whoever runs the worker."""
+"""Run several trials side by side in this process: the body of every worker, with Ray or without."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ _BATCH_SECONDS = 0.5
 
 
 class News(TypedDict, total=False):
-    """What a trial has done since it was asked last: new `epochs`, of the trial with this `uid`.
+    """What the trial with this `uid` has done since the last `News` of it: its new `epochs`.
 
-    Of one that has ended also `status`, and what the pipeline found; or `failed`, and the `error`.
+    For a trial that has ended it also holds `status` and the metrics of the pipeline's result; for one that
+    raised an exception, the status `failed` and the traceback as `error`.
     """
 
     uid: str
@@ -36,10 +37,10 @@ class News(TypedDict, total=False):
 
 @final
 class Crew:
-    """Runs the trials that it is told to, as far as one step; where they are is in the store."""
+    """Runs the trials assigned to it, one step at a time; their progress is kept in the store."""
 
     def __init__(self, sweep: Config, steps: Steps, device: str) -> None:
-        """`sweep` says where everything is (absolute paths); `steps` is what a trial runs."""
+        """`sweep` is the sweep's configuration with absolute paths; a trial runs the pipeline `steps`."""
         self._sweep = sweep
         self._steps = steps
         self._device = device
@@ -48,18 +49,18 @@ class Crew:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no trial."""
+        """Whether no trial is running here."""
         return not self._running
 
     @property
     def has_failed(self) -> bool:
-        """Whether one of its trials has raised."""
+        """Whether one of the running trials has raised an exception."""
         return any(trial.failed for trial in self._running.values())
 
     def take(self, wanted: list[Assignment]) -> None:
-        """Drop the trials that are not wanted any more, start those that are new.
+        """Drop the running trials that `wanted` does not list, and start those that it lists anew.
 
-        Raises WorkError where the record of one is not in the store, or is another trial's.
+        Raises WorkError where a trial's record is missing from the store, or belongs to another trial.
         """
         uids = {assignment["uid"] for assignment in wanted}
         for uid in [uid for uid in self._running if uid not in uids]:
@@ -69,21 +70,22 @@ class Crew:
                 self._running[assignment["uid"]] = _Running(assignment, self._begin(assignment))
 
     def step(self) -> list[News]:
-        """Go on by one post-pruning epoch of each trial, or by the pre-pruning epochs of half a second.
+        """Train every trial for one post-pruning epoch, or for the pre-pruning epochs of half a second.
 
-        Early stopping sees every post-pruning epoch, so what it decides does not depend on the time.
+        The driver hears of every post-pruning epoch before the next one starts, so that early stopping's
+        decisions do not depend on timing.
         """
         begun = time.monotonic()
         while time.monotonic() - begun < _BATCH_SECONDS:
             trials = self._running.values()
             for trial in trials:
-                if trial.work is None:  # one that has an epoch to train waits for the others
+                if trial.work is None:  # a trial whose next epoch is ready waits for the others
                     trial.advance()
             if any(trial.has_news for trial in trials):
                 break
             vectorized.run_together([trial.work for trial in trials if trial.work])
             for trial in trials:
-                trial.work = None  # run, or about to be: alone, when it goes on
+                trial.work = None  # trained together above, or trained alone when `advance` resumes it
         return [trial.news() for trial in self._running.values()]
 
     def _begin(self, assignment: Assignment) -> Generator[Step, None, PipelineResult]:
@@ -103,7 +105,7 @@ class Crew:
 
 @final
 class _Running:
-    """One trial under way: a generator of epochs and reports, and what of it is not reported yet."""
+    """One running trial: its generator of steps, and the epochs and the outcome not yet reported."""
 
     def __init__(self, assignment: Assignment, steps: Generator[Step, None, PipelineResult]) -> None:
         self._uid = assignment["uid"]
@@ -114,23 +116,23 @@ class _Running:
 
     @property
     def has_news(self) -> bool:
-        """Whether the driver should know at once: it has ended, or finished a post-pruning epoch."""
+        """Whether the trial has ended or finished a post-pruning epoch, which the driver must know at once."""
         return bool(self._end) or any(epoch.post_epoch is not None for epoch in self._epochs)
 
     @property
     def failed(self) -> bool:
-        """Whether it has raised."""
+        """Whether the trial has raised an exception."""
         return self._end.get("status") == "failed"
 
     def advance(self) -> None:
-        """Go on to the next epoch that is to be trained, past one that was, or to the end."""
+        """Resume the trial until an epoch must be trained, an epoch has been trained, or the trial ends."""
         is_waiting = False
         while not self._end and not is_waiting:
             try:
                 step = next(self._steps)
             except StopIteration as end:
                 metrics = end.value.metrics()
-                for known in ("density", "epochs_run", "epochs_reused"):  # to the driver
+                for known in ("density", "epochs_run", "epochs_reused"):  # the driver has these already
                     del metrics[known]
                 self._end = metrics
             except Exception:
@@ -143,10 +145,10 @@ class _Running:
                     is_waiting = not step.reused
 
     def news(self) -> News:
-        """What happened since it was asked last."""
+        """Return what happened since the last call."""
         epochs, self._epochs = self._epochs, []
         return {"uid": self._uid, "epochs": epochs, **self._end}  # type: ignore[typeddict-item]
 
     def close(self) -> None:
-        """Leave it; what is finished of it is in the store."""
+        """Abandon the trial; its finished epochs stay in the store."""
         self._steps.close()

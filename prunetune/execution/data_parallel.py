@@ -1,8 +1,8 @@
-"""One training over several workers, with Ray Train: the pipeline in each, a slice of every batch.
+"""One training over several workers, with Ray Train: each runs the pipeline on its slice of every batch.
 
-Ray Train starts the workers, joins them to a process group and notices when one is lost; what a worker does
-is `pipeline.run` with the group as its replicas. Where training is, is in the store: a new group goes on
-from the newest epoch there, and in the end this process reads the result from it.
+Ray Train starts the workers, joins them to a process group and notices when one is lost. Each worker calls
+`pipeline.run` with the group as its replicas. Progress is kept in the store: after a loss a new group resumes
+from the newest epoch there, and at the end this process reads the result from the store.
 """
 
 from __future__ import annotations
@@ -45,24 +45,25 @@ from prunetune.store import Store
 logger = logging.getLogger(__name__)
 
 _TRIES = 3
-"""So many groups may be lost without an epoch in between."""
+"""Training fails when this many groups in a row are lost without finishing an epoch."""
 
 
 def run(config: Config, workers: int, report: Callable[..., None], owner: str) -> PipelineResult:
-    """As `run_pipeline`, data-parallel. `config` has absolute paths; `report(**metrics)` is called here.
+    """Train as `run_pipeline` does, data-parallel over `workers` processes.
 
-    Joins the Ray cluster of `ray start` or RAY_ADDRESS, else starts a Ray of its own. Raises UserError where
-    the machine has not what the workers ask for, WorkError where training fails, KeyboardInterrupt on
-    SIGINT and SIGTERM, when the workers have been told to end.
+    `config` has absolute paths; `report(**metrics)` is called in this process. Joins the Ray cluster of
+    `ray start` or RAY_ADDRESS, else starts Ray on this machine. Raises UserError where the machine lacks the
+    resources that the workers ask for, WorkError where training fails, and KeyboardInterrupt on SIGINT and
+    SIGTERM, after the workers have been told to end.
     """
     started = time.monotonic()
     store = pipeline.training_store(config)
     scratch = tempfile.mkdtemp(prefix="prunetune-")
     try:
         with ray_settings(), interruptible() as interrupted, ray_connection() as local:
-            interrupted.listen()  # Ray sets handlers of its own when it starts
+            interrupted.listen()  # again, because Ray has replaced the handlers while starting
             scaling = _scaling(config, workers, local)
-            # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+            # Decode the data once, here. Ray copies them to each node once; its workers share the memory.
             progress = _Progress(report, [ray.put(datasets.load(config.data).arrays())])
             try:
                 lost, epoch = 0, 0
@@ -77,7 +78,7 @@ def run(config: Config, workers: int, report: Callable[..., None], owner: str) -
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     result = _stored(config, store, owner)
-    if result.cut_layers:  # what the workers log stays with them
+    if result.cut_layers:  # repeated here, because the workers' logs are not shown in this process
         layers = ", ".join(result.cut_layers)
         logger.warning("layer collapse: no weight of %s is on a path from input to output", layers)
     return dataclasses.replace(
@@ -98,14 +99,14 @@ def _trainer(
         torch_config=_OnNodeAddress(backend="nccl" if scaling.use_gpu else "gloo"),
         run_config=ray.train.RunConfig(
             name="train",
-            storage_path=scratch,  # nothing of value is there
-            failure_config=ray.train.FailureConfig(max_failures=0),  # `run` counts, by what was achieved
+            storage_path=scratch,  # Ray's own files, which nothing reads
+            failure_config=ray.train.FailureConfig(max_failures=0),  # `run` decides whether to try again
         ),
     )
 
 
 def _work(task: dict[str, Any]) -> None:
-    """What each worker runs; the first one tells of every epoch."""
+    """Run the pipeline in one worker; the worker of rank 0 reports every epoch to the coordinator."""
     config: Config = task["config"]
     (shipped,) = ray.get(task["coordinator"].data.remote())
     datasets.provide(config.data, Dataset.from_arrays(ray.get(shipped)))
@@ -124,9 +125,9 @@ def _work(task: dict[str, Any]) -> None:
 
 
 class _Coordinator:
-    """An actor on the driver's node: runs groups of workers, gives them the data, passes epochs on.
+    """A Ray actor on the driver's node that runs groups of workers, hands them the data and collects epochs.
 
-    Its methods run in threads. When it is killed, the group it runs goes with it.
+    Its methods run in threads. Killing the actor also ends the group that it runs.
     """
 
     def __init__(self, data: list[Any]) -> None:
@@ -134,7 +135,7 @@ class _Coordinator:
         self._epochs: deque[Epoch] = deque()
 
     def fit(self, trainer: TorchTrainer) -> Exception | None:
-        """Run one group to its end; what ended it before."""
+        """Run one group of workers; return the exception that ended it early, or None."""
         try:
             trainer.fit()
         except Exception as error:
@@ -153,10 +154,10 @@ class _Coordinator:
 
 @final
 class _Progress:
-    """Passes each epoch on once, also where a new group had to repeat it."""
+    """Reports each epoch once, even if a new group of workers had to repeat it."""
 
     def __init__(self, report: Callable[..., None], data: list[Any]) -> None:
-        """`data` is a reference to `Dataset.arrays()`; in a list, for Ray would resolve it on the way."""
+        """`data` is a reference to `Dataset.arrays()`, in a list, because Ray resolves a bare reference."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options: dict[str, Any] = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 4}
         options |= _settings(os.environ)
@@ -173,12 +174,12 @@ class _Progress:
                 self._report(**epoch.report())
 
     def close(self) -> None:
-        """End the workers, too, if any still run."""
+        """Kill the coordinator, and with it the workers that still run."""
         ray.kill(self.coordinator)
 
 
 def _settings(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Options that give an actor the user's settings of Ray Train, which reads them where `fit` runs.
+    """Actor options that pass on the RAY_TRAIN_ variables: Ray Train reads them in the process of `fit`.
 
     >>> _settings({"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600", "HOME": "/root"})
     {'runtime_env': {'env_vars': {'RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S': '600'}}}
@@ -190,9 +191,10 @@ def _settings(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Exception | None:
-    """Run one group of workers to its end, and show how far it is; what ended it before."""
-    # Not in this process: in its main thread Ray Train takes Ctrl-C for itself and exits as if all were
-    # well, and a thread that still waits for Ray when this process has left it ends the process with it.
+    """Run one group of workers and report its epochs; return the exception that ended it early, or None."""
+    # `fit` runs in the actor and not in this process: in a main thread, Ray Train handles Ctrl-C itself and
+    # exits as if training had succeeded; in another thread, a call that still waits for Ray when this process
+    # disconnects ends the whole process.
     try:
         error = progress.coordinator.fit.remote(trainer)
         while not ray.wait([error], timeout=0.2)[0]:
@@ -201,13 +203,13 @@ def _fit(trainer: TorchTrainer, progress: _Progress, interrupted: Any) -> Except
             progress.show()
         progress.show()
         ended: Exception | None = ray.get(error)
-    except RayError as lost:  # the actor itself
+    except RayError as lost:  # the actor itself was lost
         ended = lost
     return ended
 
 
 def _check(error: Exception, lost: int) -> None:
-    """Raise where another group would fail as this one did."""
+    """Raise UserError or WorkError where starting another group of workers would not help."""
     failures = list(getattr(error, "worker_failures", {}).values())
     for failure in failures:
         cause = getattr(failure, "_base_exc", failure)
@@ -220,7 +222,7 @@ def _check(error: Exception, lost: int) -> None:
 
 
 def _scaling(config: Config, workers: int, local: bool) -> ray.train.ScalingConfig:
-    """What the workers ask for: a whole GPU each, for NCCL shares none, where there are GPUs."""
+    """The resources of each worker: where there are GPUs, a whole one, because NCCL cannot share a GPU."""
     cpus = config.resources.cpus
     have = ray.cluster_resources()
     use_gpu = have.get("GPU", 0) > 0 or (not local and config.resources.gpus > 0)
@@ -239,7 +241,7 @@ def _scaling(config: Config, workers: int, local: bool) -> ray.train.ScalingConf
 
 
 def _stored(config: Config, store: Store, owner: str) -> PipelineResult:
-    """The result as the workers left it in the store; nothing is trained here."""
+    """Read the result that the workers have stored. Raises WorkError where an epoch of it is missing."""
     trial = pipeline.Outcome(pipeline.steps(config, store=store, owner=owner))
     for step in trial:
         if isinstance(step, EpochWork):
@@ -251,7 +253,7 @@ def _stored(config: Config, store: Store, owner: str) -> PipelineResult:
 
 
 class _OnNodeAddress(TorchConfig):  # type: ignore[misc]
-    """A process group that meets at the addresses under which Ray's nodes know each other."""
+    """PyTorch's process group, connected through the IP addresses that Ray uses for its nodes."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
@@ -265,7 +267,7 @@ class _OnNodeAddressBackend(_TorchBackend):  # type: ignore[misc]
 
 
 def _use_node_address() -> None:
-    """Tell gloo the network interface; by itself it takes that of the host's name, often the loopback."""
+    """Name gloo's network interface: by default gloo resolves the host's name, often to the loopback."""
     name = interface_of(ray.util.get_node_ip_address())
     if name is not None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -278,7 +280,7 @@ def interface_of(address: str) -> str | None:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe.fileno(), request_address, struct.pack("256s", name.encode()))
-            except OSError:  # one without an address; or not Linux
+            except OSError:  # an interface without an address, or a system other than Linux
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name

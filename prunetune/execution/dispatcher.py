@@ -1,4 +1,4 @@
-"""Which trials each worker runs: decided here, by the driver."""
+"""Decides, in the driver, which trials each worker runs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prunetune.search.queue import SweepSearch
 
 @final
 class Dispatcher:
-    """Assigns trials to workers as they become free: as late as possible, so that all results count."""
+    """Assigns trials to workers only when they are free, so that a proposal can use all results so far."""
 
     def __init__(self, search: SweepSearch, board: Board, *, per_worker: int, most: int | None) -> None:
-        """`per_worker` trials run side by side on a worker, at most `most` in all."""
+        """A worker runs up to `per_worker` trials side by side, all workers together at most `most`."""
         self._search = search
         self._board = board
         self._per_worker = per_worker
@@ -24,19 +24,19 @@ class Dispatcher:
         self._unfit: set[str] = set()
 
     def record(self, worker: str, uid: str) -> TrialRecord | None:
-        """The trial, if the worker is to run it."""
+        """Return the trial's record if it is assigned to the worker, else None."""
         return self._by_worker.get(worker, {}).get(uid)
 
     def on(self, worker: str) -> list[TrialRecord]:
-        """The trials that a worker is to run."""
+        """Return the trials that are assigned to the worker."""
         return list(self._by_worker.get(worker, {}).values())
 
     def remove(self, worker: str, record: TrialRecord) -> None:
-        """The trial has ended, or is to end."""
+        """Remove a trial that has ended, or is to be stopped, from its worker."""
         self._by_worker[worker].pop(record.uid)
 
     def give_back(self, worker: str) -> list[TrialRecord]:
-        """The trials of a worker that was lost, or cannot run them, go back to the search; which."""
+        """Give the trials of a worker that was lost or cannot run them back to the search; return them."""
         records = self.on(worker)
         for record in records:
             self.remove(worker, record)
@@ -45,17 +45,18 @@ class Dispatcher:
         return records
 
     def rate(self, worker: str, *, fit: bool) -> None:
-        """Whether a worker is on a node that can run trials; one that is not is given none."""
+        """Note whether the worker's node can run trials; an unfit worker is given none."""
         if fit:
             self._unfit.discard(worker)
         else:
             self._unfit.add(worker)
 
     def fill(self, worker: str) -> list[TrialRecord]:
-        """Assign as many new trials as there is room for, and publish; the new ones."""
+        """Assign new trials until the worker is full, and publish its assignments; return the new trials."""
         running = self._by_worker.setdefault(worker, {})
         started: list[TrialRecord] = []
-        if worker in self._unfit:  # it holds a place where no other would fare better, while there is work
+        if worker in self._unfit:
+            # Keep the unfit worker alive while there is work, so that Ray does not start another on its node.
             self._board.write(worker, [] if len(self._search) else None)
             return started
         while len(running) < self._per_worker and (self._most is None or self.running < self._most):
@@ -72,16 +73,16 @@ class Dispatcher:
         return started
 
     def useful_workers(self) -> int:
-        """How many workers the trials under way and those still to be started could keep busy."""
+        """How many workers the running and the remaining trials could keep busy, plus the unfit workers."""
         trials = self.running + len(self._search)
         return math.ceil(min(trials, self._most or trials) / self._per_worker) + len(self._unfit)
 
     @property
     def is_over(self) -> bool:
-        """Whether all trials have ended: no worker is needed, such as those that wait for a place."""
+        """Whether all trials have ended, so that no worker, running or waiting for a slot, is needed."""
         return not self.running and not len(self._search)
 
     @property
     def running(self) -> int:
-        """How many trials are on workers."""
+        """How many trials are assigned to workers."""
         return sum(len(running) for running in self._by_worker.values())

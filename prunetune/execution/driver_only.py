@@ -1,4 +1,4 @@
-"""For objects that Ray Tune holds in the driver."""
+"""A base class for objects that Ray Tune holds in the driver and must not pickle or copy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, Self
 
 
 class DriverOnly:
-    """Pickles to an empty object, and copies to itself.
+    """A base class whose objects pickle as empty and whose copies are the object itself.
 
-    Tune pickles all that it is given, so that a Tuner could be restored from the pickle. Nothing is ever
-    restored that way here (the store is the truth), and what these objects hold, threads and a database
-    connection, cannot be pickled.
+    Tune pickles every object that it is given, so that a Tuner can be restored. Here a sweep is resumed from
+    the store and never from such a pickle, and these objects hold threads and a database connection, which
+    cannot be pickled.
     """
 
     def __getstate__(self) -> dict[str, Any]:

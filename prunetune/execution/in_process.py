@@ -1,4 +1,4 @@
-"""Trials one after another in this process, without Ray: for small sweeps, notebooks, debuggers and tests."""
+"""Run trials one after another in this process, without Ray: for small sweeps, notebooks and debuggers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _WORKER = "this process"
 
 @final
 class InProcess:
-    """One worker that is this process. It finds what Ray finds with `search.max_concurrent: 1`.
+    """Runs the trials in this process; the results equal those of Ray with `search.max_concurrent: 1`.
 
-    A trial that ends the process (out of memory) ends the sweep; the same command goes on. Uses the first GPU
-    if there is one and `resources.gpus` asks for one, and `resources.cpus` threads.
+    A trial that kills the process (out of memory) ends the sweep; running the same command again resumes it.
+    Uses `resources.cpus` threads, and the first GPU if there is one and `resources.gpus` asks for it.
     """
 
     def run(self, trials: Trials) -> bool:
-        """As `Executor` says."""
+        """Run the trials, as described at `Executor.run`."""
         config, search = trials.config, trials.search
         board = _Board()
         longest = most_epochs(trials.problem.template).post_pruning
@@ -58,7 +58,7 @@ class InProcess:
 
 @final
 class _Board:
-    """What the one worker is to run; None: nothing is left."""
+    """Holds the assignments of the only worker; None means that no work is left."""
 
     def __init__(self) -> None:
         self.wanted: list[Assignment] | None = []
@@ -69,7 +69,7 @@ class _Board:
 
 @contextmanager
 def _prepared(threads: int) -> Iterator[None]:
-    """Within: the process computes as a worker of this many threads does."""
+    """Within the context, compute as a worker with this many threads does; restore the settings after it."""
     before = torch.get_num_threads()
     prepare_process(threads)
     try:

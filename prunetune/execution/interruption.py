@@ -1,4 +1,4 @@
-"""Ctrl-C while trials run: noted, so that what is running ends in order."""
+"""Note Ctrl-C (SIGINT) and SIGTERM instead of raising, so that running trials can end in order."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import Any, final
 
 @final
 class Interruption:
-    """Set by the first SIGINT or SIGTERM; a second one acts as it did before.
+    """A flag that the first SIGINT or SIGTERM sets; a second signal reaches the previous handler.
 
-    Signals reach the main thread alone. In any other thread nothing is listened to, and nothing is changed.
+    Python handles signals only in the main thread. In another thread no handler is installed, and the flag
+    is never set.
     """
 
     def __init__(self) -> None:
@@ -22,18 +23,18 @@ class Interruption:
         self._before: dict[signal.Signals, Any] = {}
 
     def is_set(self) -> bool:
-        """Whether somebody wants to stop."""
+        """Whether SIGINT or SIGTERM has arrived."""
         return self._event.is_set()
 
     def listen(self) -> None:
-        """Handle the signals from now on (again)."""
+        """Install the signal handlers, again if something else has replaced them."""
         if threading.current_thread() is threading.main_thread() and not self.is_set():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before.setdefault(number, signal.getsignal(number))
                 signal.signal(number, self._handle)
 
     def stop_listening(self) -> None:
-        """Put the handlers of before back."""
+        """Restore the previous signal handlers."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
@@ -45,7 +46,7 @@ class Interruption:
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """Within: the first SIGINT or SIGTERM is noted, not raised."""
+    """Within the context, note the first SIGINT or SIGTERM in the `Interruption` instead of raising."""
     interruption = Interruption()
     interruption.listen()
     try:

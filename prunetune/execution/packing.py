@@ -1,4 +1,4 @@
-"""How many trials a worker runs side by side."""
+"""Decides how many trials a worker runs side by side."""
 
 from __future__ import annotations
 
@@ -17,27 +17,30 @@ from prunetune.config.schema import Config
 from prunetune.records.problem import Problem
 
 _ROOM_FLOPS = 1e11
-"""Operations per step that fill a GPU: trials are batched up to that. An estimate, not measured yet."""
+"""Operations per training step that keep a GPU busy: trials share it up to that. An estimate."""
 _MOST = 64
+"""The most trials that a worker runs side by side."""
 
 
 def trials_per_worker(config: Config, problem: Problem, resources: dict[str, float]) -> int:
-    """`resources.trials_per_worker`, or for `auto` what fits the model and leaves the search its feedback."""
+    """Return `resources.trials_per_worker`; `auto` means 1 on a CPU, `automatic` on a GPU."""
     asked = config.resources.trials_per_worker
     if asked != "auto":
         return asked
     if not resources.get("gpu"):
-        # In a program of 8 a step of the digits' perceptron (27 thousand weights, batch 32) costs half, one
-        # of MNIST's (119 thousand, 128) as much as alone; and the search loses 7 trials' feedback.
+        # On a CPU, with 8 trials in one batched program, a step per trial costs half of a step alone for the
+        # digits' perceptron (27 thousand weights, batch size 32), and as much as alone for MNIST's (119
+        # thousand, 128). In return the search would propose 8 trials at once, without each other's results.
         return 1
     trials = config.search.trials_per_density * len(config.densities)
     return automatic(step_flops(problem, config), trials)
 
 
 def automatic(flops: float, trials: int) -> int:
-    """Trials side by side on a GPU, for steps of so many operations, in a sweep of so many trials.
+    """How many trials share a GPU, for training steps of `flops` operations in a sweep of `trials` trials.
 
-    At most an eighth of the trials: proposals made at once know nothing of each other's results.
+    At most an eighth of all trials run at once, because trials proposed together cannot use each other's
+    results.
 
     >>> automatic(9e7, 1000), automatic(2e10, 1000), automatic(3e11, 1000), automatic(9e7, 160)
     (64, 5, 1, 20)
@@ -46,7 +49,7 @@ def automatic(flops: float, trials: int) -> int:
 
 
 def step_flops(problem: Problem, config: Config) -> float:
-    """Operations of a training step, forward and backward, of the first model and batch size of the space."""
+    """Operations of one training step (forward and backward) for the space's first model and batch size."""
     tree: dict[str, Any] = space.at(problem.template, {}, is_active)
     first = validate({**tree, "densities": config.densities}, Document("sweep", {}))
     task = tasks.make(first.task, datasets.form_of(first.data))

@@ -1,4 +1,4 @@
-"""One sweep as one Ray Tune experiment: all densities together, so that the cluster is never idle."""
+"""Runs a sweep as one Ray Tune experiment over all densities, so that the cluster is never idle."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 @final
 class RayTune:
-    """Trials on the workers of the Ray cluster that there is, or on a Ray of this process' own."""
+    """Runs trials on the workers of an existing Ray cluster, or of a Ray that this process starts."""
 
     def run(self, trials: Trials) -> bool:
-        """As `Executor` says.
+        """Run the trials, as described at `Executor.run`.
 
-        Joins the Ray that this process has initialised, else the cluster of `ray start` or RAY_ADDRESS, else
-        starts one and ends it. Raises UserError also where Ray cannot be joined, and where a node of the
-        cluster cannot run this sweep.
+        Uses the Ray that this process has initialised, else joins the cluster of `ray start` or RAY_ADDRESS,
+        else starts Ray and ends it afterwards. Raises UserError also where Ray cannot be joined, and where a
+        node of the cluster cannot run this sweep.
         """
         with (
             ray_settings(),
@@ -50,7 +50,7 @@ class RayTune:
             connection.ray_connection() as local,
             ExitStack() as at_end,
         ):
-            interrupted.listen()  # Ray sets handlers of its own when it starts
+            interrupted.listen()  # again, because Ray has replaced the handlers while starting
             return _run(trials, interrupted, local, at_end)
 
 
@@ -59,8 +59,8 @@ def _run(trials: Trials, interrupted: Interruption, local: bool, at_end: ExitSta
     resources = _resources(config, local, trials.source)
     shipped, expectation = _prepare_nodes(trials, interrupted, local, at_end)
     slots = _slots(resources) if local else None
-    # How many workers may be waiting for a place. On a cluster all that the sweep can use: the autoscaler
-    # adds nodes for those that wait, and would else bring one after the other.
+    # How many workers may wait for resources. On a cluster all workers that the sweep can use may wait: the
+    # autoscaler adds nodes for waiting workers, and would otherwise add them one after the other.
     if (name := "TUNE_MAX_PENDING_TRIALS_PG") not in os.environ:
         os.environ[name] = "16" if local else "1000"
         at_end.callback(os.environ.pop, name)
@@ -75,8 +75,9 @@ def _run(trials: Trials, interrupted: Interruption, local: bool, at_end: ExitSta
         Store(config.storage).sub("store"),
         trials.listeners,
     )
-    # Tune's own files, of no value. Workers write none, so this machine's disk does for a cluster: at its
-    # end Tune would have each save a checkpoint, and start it again where it does not see this folder.
+    # A folder for Tune's own files, which nothing reads. It may be on this machine's disk even for a cluster,
+    # because workers write no files there: `checkpoint_at_end=False` below is for that. Otherwise Tune would
+    # let each worker save a checkpoint at its end, and restart a worker that cannot see this folder.
     scratch = at_end.enter_context(
         tempfile.TemporaryDirectory(prefix="prunetune-", ignore_cleanup_errors=True)
     )
@@ -106,7 +107,7 @@ def _run(trials: Trials, interrupted: Interruption, local: bool, at_end: ExitSta
             storage_path=scratch,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             callbacks=[Recorder(referee)],
-            failure_config=tune.FailureConfig(max_failures=-1),  # the referee counts
+            failure_config=tune.FailureConfig(max_failures=-1),  # the referee counts failures
             stop=_StopAll(lambda: interrupted.is_set() or referee.is_hopeless or dispatcher.is_over),
             verbose=0,
         ),
@@ -118,12 +119,13 @@ def _run(trials: Trials, interrupted: Interruption, local: bool, at_end: ExitSta
 def _prepare_nodes(
     trials: Trials, interrupted: Interruption, local: bool, at_end: ExitStack
 ) -> tuple[list[Any] | None, dict[str, Any] | None]:
-    """(reference to the data, None where they are searched; what a node must have, None on one machine).
+    """Share the data with the nodes, and check that every node can run the sweep.
 
-    Raises UserError where a node of the cluster lacks something.
+    Returns ([a reference to the data], or None where the data set is searched; what a node must have, or
+    None on a single machine). Raises UserError where a node of the cluster lacks something.
     """
     config, problem = trials.config, trials.problem
-    # Decoded once, here; Ray brings it to each node once, and the node's workers share the memory.
+    # The data are decoded once, here. Ray copies them to each node once; its workers share the memory.
     shipped = None
     if not node_check.is_data_searched(problem):
         shipped = [ray.put(datasets.load(config.data).arrays())]
@@ -138,7 +140,7 @@ def _prepare_nodes(
 
 
 class _StopAll(DriverOnly, tune.Stopper):  # type: ignore[misc]
-    """Ends the experiment when `condition` holds."""
+    """Ends the Ray Tune experiment as soon as `condition()` is true."""
 
     def __init__(self, condition: Any) -> None:
         self._condition = condition
@@ -155,7 +157,7 @@ def _worker_name(trial: Any) -> str:
 
 
 def _resources(config: Config, local: bool, source: Document) -> dict[str, float]:
-    """What to ask of Ray per trial. A machine of one's own without a GPU runs trials on its CPU."""
+    """The resources to ask of Ray per worker; a single machine without a GPU runs trials on its CPU."""
     cpus, gpus = config.resources.cpus, config.resources.gpus
     if local:
         have = ray.cluster_resources()
@@ -183,6 +185,6 @@ def _resources(config: Config, local: bool, source: Document) -> dict[str, float
 
 
 def _slots(resources: dict[str, float]) -> int:
-    """How many trials fit on this machine at once."""
+    """How many workers fit on this machine at once."""
     have = ray.cluster_resources()
     return max(1, min(int(have[name.upper()] / wanted + 1e-9) for name, wanted in resources.items()))

@@ -1,4 +1,4 @@
-"""What workers report, as records: the one place where a trial's outcome is decided and passed on."""
+"""Turns workers' reports into trial records: the one place where a trial's outcome is decided."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from prunetune.trackers.tracker import Listener
 logger = logging.getLogger(__name__)
 
 _HOPELESS = 3
-"""So many failures, and nothing but failures, end a sweep: the next hundred would fail the same way."""
+"""End the sweep after this many failed trials if no trial has ever succeeded: others would fail alike."""
 _BROKEN = 20
-"""So many failures in a row end it where something has worked before: something has broken since."""
+"""End the sweep after this many failed trials in a row if one has succeeded before: something broke since."""
 _RETRIES = 3
-"""A trial may lose its worker (a spot machine, an out-of-memory kill) this often without a new epoch."""
+"""How often a trial may lose its worker (a spot machine, an out-of-memory kill) without a new epoch."""
 _SETBACKS = 5
-"""A worker lost so often without an epoch from any, and no result yet, ends a sweep too."""
+"""End the sweep if one worker was lost this often before any trial had a result, without a new epoch."""
 
 
 @final
 class Referee:
-    """Turns what workers report into records; tells the search, the ledger (through it) and the listeners.
+    """Turns workers' reports into trial records, and tells the search and the listeners.
 
-    Workers have names, and are told by the dispatcher what to run. Whoever runs them, Ray or this process,
-    says here when one is there, what is new of its trials, and when it was lost.
+    The search writes the records to the ledger. Workers have names, and the dispatcher tells them what to
+    run. The executor (Ray Tune or this process) calls a method here when a worker starts, reports or is lost.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Referee:
         store: Store,
         listeners: Sequence[Listener],
     ) -> None:
-        """`store` holds the stages' results."""
+        """`store` is the part of the store that holds the stages' results."""
         self._search = search
         self._dispatcher = dispatcher
         self._early_stopping = early_stopping
@@ -63,19 +63,19 @@ class Referee:
         self._results = 0
 
     def arrived(self, worker: str) -> None:
-        """A worker is there, perhaps again after it was lost: it is given trials."""
+        """Give trials to a worker that has started, for the first time or after it was lost."""
         self._up.add(worker)
         self._fill(worker)
 
     def heard(self, worker: str, members: Sequence[News], *, leaves: bool = False) -> None:
-        """News of a worker's trials: new epochs, perhaps the last ones. One that `leaves` gets no more."""
+        """Record the news of a worker's trials and assign new trials to it, unless the worker `leaves`."""
         self._dispatcher.rate(worker, fit=True)
         self._take(worker, members)
         if not leaves:
             self._fill(worker)
 
     def refused(self, worker: str, node: str, problems: Sequence[str]) -> None:
-        """A worker is on a node that cannot run this sweep, such as one that has joined later: why."""
+        """Take the trials from a worker whose node cannot run this sweep; `problems` are the reasons."""
         self._dispatcher.rate(worker, fit=False)
         for problem in problems:
             self._warn(f"{node}: no trial is run on this node: {problem}")
@@ -83,7 +83,7 @@ class Referee:
         self._fill(worker)
 
     def lost(self, worker: str, error: str) -> None:
-        """A worker's process was lost. Its trials go on elsewhere, or on the one that comes in its place."""
+        """Return a lost worker's trials to the search; a trial that has lost too many workers has failed."""
         if worker not in self._up:
             self._warn(f"a worker could not start, and is tried again: {_last_line(error)}")
         self._up.discard(worker)
@@ -95,13 +95,13 @@ class Referee:
         self._set_back(worker, error, lost=self._dispatcher.give_back(worker))
 
     def given_up(self, worker: str, error: str) -> None:
-        """A worker does not come back: its trials have failed."""
+        """Record the trials of a worker that will not be restarted as failed."""
         for record in self._dispatcher.on(worker):
             record.status, record.error = "failed", error
             self._end(worker, record)
 
     def check(self) -> None:
-        """Raise WorkError when nothing has worked so far, or not any more, and it was tried a few times."""
+        """Raise WorkError if the sweep is hopeless (`is_hopeless`), with the last error."""
         if self.is_hopeless:
             what = (
                 f"the {'last' if self._results else 'first'} {self._failures} trials failed"
@@ -112,8 +112,8 @@ class Referee:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether `check` would raise."""
-        # By worker: a node that goes takes many with it, which says nothing of the next one.
+        """Whether so many trials have failed, or workers been lost, that going on makes no sense."""
+        # Count per worker: one lost node can kill many workers at once.
         lost_for_nothing = max(self._setbacks.values(), default=0) >= _SETBACKS and all(
             self._setbacks[worker] for worker in self._up
         )
@@ -126,7 +126,7 @@ class Referee:
     def _take(self, worker: str, members: Sequence[News]) -> None:
         for news in members:
             record = self._dispatcher.record(worker, news["uid"])
-            if record is None:  # it was stopped
+            if record is None:  # the trial was stopped in the meantime
                 continue
             is_stopped = self._take_epochs(record, news["epochs"])
             if "status" in news:
@@ -137,8 +137,8 @@ class Referee:
                 self._end(worker, record)
 
     def _take_epochs(self, record: TrialRecord, epochs: list[Epoch]) -> bool:
-        """New epochs into the record's curve; whether early stopping ends the trial."""
-        # A trial whose worker was lost is replayed from the store: some epochs come twice.
+        """Add new epochs to the record's curve; return whether early stopping ends the trial."""
+        # A trial whose worker was lost is replayed from the store, so some epochs are reported twice.
         seen = record.curve[-1].epoch if record.curve else 0
         fresh = [epoch for epoch in epochs if epoch.epoch > seen]
         if not fresh:
@@ -154,18 +154,18 @@ class Referee:
     def _stop(self, record: TrialRecord, key: str) -> None:
         record.status = "stopped"
         record.val = record.curve[-1].metrics[f"val_{record.metric}"]
-        self._store.delete("checkpoints", key)  # nobody will go on from it
+        self._store.delete("checkpoints", key)  # a stopped trial is never resumed
 
     def _fill(self, worker: str) -> None:
-        """New trials for a worker that has room."""
+        """Assign new trials to a worker that has room, and tell the listeners of those that start."""
         for record in self._dispatcher.fill(worker):
-            if record.uid not in self._begun:  # not one that goes on after its worker was lost
+            if record.uid not in self._begun:  # a trial that continues after a lost worker has begun before
                 self._begun[record.uid] = time.monotonic()
                 for listener in self._listeners:
                     listener.started(record)
 
     def _set_back(self, worker: str, error: str, lost: list[TrialRecord]) -> None:
-        """A worker has given nothing: of no account while others run trials, unless it had some itself."""
+        """Count a failure only if the worker held trials, or if nothing else is running."""
         if lost or not self._dispatcher.running:
             self._setbacks[worker] += 1
             self._errors.append(error)

@@ -1,6 +1,6 @@
-"""What each worker is to run: written by the driver, read by the workers.
+"""A Ray actor that holds each worker's assignments: the driver writes them, the workers read them.
 
-The actor between them imports little more than this module: without PyTorch it is there in a second.
+The actor's process imports little more than this module, and not PyTorch, so that it starts within a second.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prunetune.execution.assignment import Assignment
 
 
 class _Board:
-    """The assignments by worker, in a Ray actor that driver and workers reach; None: nothing is left."""
+    """The actor's class: it maps each worker to its assignments, or to None when no work is left for it."""
 
     def __init__(self) -> None:
         self._assignments: dict[str, list[Assignment] | None] = {}
@@ -28,25 +28,25 @@ class _Board:
 
 @final
 class Roster:
-    """A worker's view: what it should be running now. It stays valid when the worker's process is lost."""
+    """A handle to the assignments of all workers; they outlive a worker's process."""
 
     def __init__(self, board: Any) -> None:
         self._board = board
 
     @classmethod
     def start(cls) -> Roster:
-        """A new one, in a process of its own that takes no CPU from the trials.
+        """Start the actor, in a process of its own that takes no CPU from the trials.
 
-        On the driver's node: any other may leave the cluster while the sweep goes on.
+        It runs on the driver's node, because any other node may leave the cluster during the sweep.
         """
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         return cls(ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def write(self, worker: str, assignments: list[Assignment] | None) -> None:
-        """Publish; the worker's next `assignments` are these."""
+        """Replace the worker's assignments; None tells the worker that no work is left for it."""
         ray.get(self._board.write.remote(worker, assignments))
 
     def assignments(self, worker: str) -> list[Assignment] | None:
-        """What the worker should be running; None where it is not needed any more."""
+        """Return the trials that the worker should be running; None if the worker is no longer needed."""
         assigned: list[Assignment] | None = ray.get(self._board.read.remote(worker))
         return assigned

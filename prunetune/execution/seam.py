@@ -1,4 +1,4 @@
-"""What a sweep asks of whatever runs its trials: the one place where Ray could be something else."""
+"""The interface between a sweep and the executor of its trials; Ray Tune is one executor of several."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prunetune.trackers.tracker import Listener
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep that are missing, and who is to be told of them.
+    """The trials that a sweep still has to run, and the listeners to tell of them.
 
-    `config` has absolute paths and says where the store is, `search` gives one trial after the other, `steps`
-    is what a trial runs, `source` the sweep's file, for the places of keys in messages.
+    `config` has absolute paths and says where the store is; `search` proposes one trial after the other;
+    `steps` is the pipeline that a trial runs; `source` is the sweep's file, whose lines messages name.
     """
 
     config: Config
@@ -31,10 +31,10 @@ class Trials:
 
 
 class Executor(Protocol):
-    """Runs trials. It reports what they do to a `Referee`, which records it and decides what they came to."""
+    """Runs trials, and reports their progress to a `Referee`, which records it and decides their outcomes."""
 
     def run(self, trials: Trials) -> bool:
-        """Run all of them; whether it was interrupted (Ctrl-C) before the last one ended.
+        """Run all trials; return whether a signal (Ctrl-C) interrupted the sweep before the last one ended.
 
-        Raises WorkError when nothing works, UserError where this machine or cluster cannot run them.
+        Raises WorkError when trials only fail, UserError where this machine or cluster cannot run them.
         """

@@ -1,4 +1,4 @@
-"""How many workers Ray Tune is given: as many as have something to do."""
+"""Tells Ray Tune how many workers to run: as many as have trials to run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from prunetune.search.queue import SweepSearch
 
 @final
 class WorkerSearcher(DriverOnly, Searcher):  # type: ignore[misc]
-    """Gives Ray Tune workers while there is work for them; what they run is dispatched elsewhere."""
+    """Asks Ray Tune for workers while there is work for them; a `Dispatcher` assigns trials to workers."""
 
     def __init__(self, search: SweepSearch, useful: Callable[[], int]) -> None:
-        """`useful` says how many workers could be busy now; a cluster is asked for no more nodes."""
+        """`useful()` returns how many workers could be busy now; Ray Tune is asked for no more than that."""
         super().__init__(metric="score", mode="max")
         self._search = search
         self._useful = useful
         self._live: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        """A worker's configuration, None where there are enough, or FINISHED."""
+        """Return a new worker's configuration, None while there are enough workers, or FINISHED."""
         if not len(self._search):
             return Searcher.FINISHED
         if len(self._live) >= self._useful():
@@ -32,11 +32,11 @@ class WorkerSearcher(DriverOnly, Searcher):  # type: ignore[misc]
         return {"worker": trial_id}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-        """A worker has ended, which says nothing of its trials."""
+        """Note that a worker has ended; its trials may go on at other workers."""
         self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is the state."""
+        """Do nothing: a sweep is resumed from the ledger."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is the state."""
+        """Do nothing: a sweep is resumed from the ledger."""

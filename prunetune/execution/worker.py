@@ -1,8 +1,8 @@
-"""The pipeline as a Ray Tune trainable: a worker that runs one or several trials of a sweep side by side.
+"""A worker as a Ray Tune trainable: it runs one or several trials of a sweep side by side.
 
-Ray schedules workers, not trials: a worker stays, with its imports and its data, while trials come and go on
-it. Which ones, the driver says (`roster.py`); how far they are is in the store. So nothing is lost with a
-worker but the epoch it was at.
+Ray schedules workers, not trials: a worker keeps its imports and its data while it runs one trial after the
+other. The driver says which trials it runs (`roster.py`), and their progress is kept in the store. So a lost
+worker costs only the epochs that it was training.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from prunetune.pipeline import Steps
 _IDLE_SECONDS = 0.1
 _LOOK_SECONDS = 0.5
 _UNFIT_LOOKS = 20
-"""So often, every `_LOOK_SECONDS`, one that cannot run trials looks for the end before it examines its node
-again."""
+"""How often, every `_LOOK_SECONDS`, a worker on an unfit node looks whether the sweep is over before it
+examines the node again."""
 
 
 @final
 class Worker(tune.Trainable):  # type: ignore[misc]
-    """Runs the trials that the roster has for it.
+    """Runs the trials that the roster assigns to it.
 
-    A result holds `members`, the `News` of each trial. A worker whose node cannot run this sweep runs no
-    trial and says why: `unfit`, with its `node`.
+    Each result holds `members`, the `News` of each trial. A worker whose node cannot run this sweep runs no
+    trial; its result holds the reasons, `unfit`, and the address of its `node`.
     """
 
     def setup(
@@ -50,9 +50,10 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         shipped: list[Any] | None = None,
         expectation: dict[str, Any] | None = None,
     ) -> None:
-        """`sweep` says where everything is; `steps` is what a trial runs.
+        """Prepare the worker's process, and examine its node.
 
-        `shipped` refers to `Dataset.arrays()` in Ray's object store, which fetches them once per node;
+        `sweep` is the sweep's configuration, with absolute paths; `steps` is the pipeline that a trial runs.
+        `shipped` refers to `Dataset.arrays()` in Ray's object store, which Ray copies to each node once;
         without it the data are read from files. `expectation` is what a node must have (`node_check`).
         """
         prepare_process(threads)
@@ -66,13 +67,13 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             datasets.provide(sweep.data, Dataset.from_arrays(ray.get(shipped[0])))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same process is another worker from now on."""
+        """Give this process the name of another worker, so that Ray Tune can reuse it."""
         self.cleanup()
         self._name = new_config["worker"]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Go on as far as a crew's step (`crew.py`)."""
+        """Take the assignments from the roster, and train the trials for one step (`Crew.step`)."""
         wanted = self._roster.assignments(self._name)
         if wanted is None:
             return {"members": [], DONE: True}
@@ -80,7 +81,7 @@ class Worker(tune.Trainable):  # type: ignore[misc]
             return self._stay_out()
         self._crew.take(wanted)
         if self._crew.is_idle:
-            time.sleep(_IDLE_SECONDS)  # a stage that the next trial needs is being computed elsewhere
+            time.sleep(_IDLE_SECONDS)  # the next trial waits for a stage that another worker computes
             return {"members": []}
         members = self._crew.step()
         if self._device != "cpu" and self._crew.has_failed:
@@ -88,23 +89,23 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         return {"members": members}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: where each trial is, is in the store."""
+        """Do nothing: the trials' progress is kept in the store."""
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the pipeline finds its epochs in the store by itself."""
+        """Do nothing: the pipeline itself finds a trial's epochs in the store."""
 
     def cleanup(self) -> None:
-        """Let go of the trials."""
+        """Abandon the running trials; their finished epochs stay in the store."""
         self._crew.take([])
 
     def _examine(self) -> list[str]:
-        """What keeps this node from running trials: it may have joined after all nodes were asked."""
+        """Return what keeps this node from running trials; it may have joined after the preflight check."""
         return (
             [] if self._expectation is None else [text for _, text in node_check.examine(self._expectation)]
         )
 
     def _stay_out(self) -> dict[str, Any]:
-        """Say so; look again after a while, for a storage may come back, and for that the end may come."""
+        """Report why the node is unfit; later calls wait, watch for the sweep's end, and examine it again."""
         told = {"members": [], "unfit": self._unfit, "node": ray.util.get_node_ip_address()}
         if self._told:
             for _ in range(_UNFIT_LOOKS):
@@ -116,6 +117,6 @@ class Worker(tune.Trainable):  # type: ignore[misc]
         return told
 
     def _check_device(self) -> None:
-        """Raise where a CUDA error has ended the process' context: then Tune starts a new process."""
+        """Raise if a CUDA error has broken the process's context, so that Tune starts a new process."""
         torch.cuda.empty_cache()
         torch.zeros(1, device=self._device).item()

@@ -1,1 +1,1 @@
-"""Joining a Ray cluster, and asking its nodes what they have."""
+"""Join a Ray cluster, and check whether its nodes can run a sweep."""

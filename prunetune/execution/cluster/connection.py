@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting a Ray of one's own; what is wrong with an address is one message."""
+"""Join a Ray cluster, or start Ray on this machine; a wrong address is explained in one message."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ _CONNECT_SECONDS = 5.0
 
 @contextmanager
 def ray_connection() -> Iterator[bool]:
-    """A connection to a Ray; whether it is one of this process' own, on this machine alone.
+    """Connect to Ray; the context's value says whether this process started it, on this machine alone.
 
-    The one that this process has initialised, which stays up; else the cluster of `ray start` or RAY_ADDRESS;
-    else one that is started, and ended with the context. Raises UserError where the cluster cannot be joined.
+    Uses the Ray that this process has initialised, which stays up; else joins the cluster of `ray start` or
+    RAY_ADDRESS; else starts Ray, and ends it with the context. Raises UserError where the cluster cannot be
+    joined.
     """
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
@@ -34,7 +35,8 @@ def ray_connection() -> Iterator[bool]:
         yield _is_own(_session()) and len(ray.nodes()) == 1
         return
     is_there = check_address(os.environ)
-    # Not address="auto": that also joins another sweep's own Ray on this machine, and dies with it.
+    # Not address="auto": that would also join a Ray that another sweep started for itself on this machine,
+    # and this sweep would die when that one ends.
     with _native_errors() if is_there else nullcontext(io.StringIO()) as said:
         try:
             context = ray.init(include_dashboard=False, **options)
@@ -50,24 +52,24 @@ def ray_connection() -> Iterator[bool]:
 
 
 def _session() -> str:
-    """The folder of the session that this process is connected to; "" where Ray Client is between them."""
+    """The folder of the Ray session that this process is connected to; "" for a connection by Ray Client."""
     node = ray._private.worker._global_node
     return "" if node is None else str(node.get_session_dir_path())
 
 
 def _is_own(session: str) -> bool:
-    """Whether this process has started a session (the path of its folder): it is named after who did."""
+    """Whether this process started the session with this folder, whose name ends in its starter's pid."""
     return session.endswith(f"_{os.getpid()}")
 
 
 def _quieten() -> None:
     for name in ("ray.tune", "ray.train", "ray.air"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # failures are told by the referee
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the referee reports failures
 
 
 @contextmanager
 def _native_errors() -> Iterator[IO[str]]:
-    """What Ray's C++ client says on standard error, a line a second: only there is why it is refused."""
+    """Capture standard error in a file: only there does Ray's C++ client say why a cluster refuses it."""
     sys.stderr.flush()
     before = os.dup(2)
     with tempfile.TemporaryFile("w+", errors="replace") as said:
@@ -81,9 +83,9 @@ def _native_errors() -> Iterator[IO[str]]:
 
 
 def check_address(environment: Mapping[str, str]) -> bool:
-    """Whether there is a cluster where Ray would look for one.
+    """Whether a cluster is running at the address where `ray.init` would look for one.
 
-    Raises UserError where there is an address and nobody answers: Ray itself would try for minutes.
+    Raises UserError where an address is given and nothing answers there; Ray itself would try for minutes.
     """
     given = environment.get("RAY_ADDRESS", "")
     if "://" in given:
@@ -108,7 +110,7 @@ def check_address(environment: Mapping[str, str]) -> bool:
 
 
 def other_protocol(address: str) -> str:
-    """What to do with an address that is not a cluster's (host:port), but Ray Client's or one for jobs."""
+    """The message for an address of Ray Client or the job server, where a cluster's host:port is needed."""
     protocol, _, rest = address.partition("://")
     what = "is for Ray Client" if protocol == "ray" else "is where jobs are submitted"
     jobs = f"http://{rest.partition(':')[0]}:8265" if protocol == "ray" else address
@@ -120,7 +122,7 @@ def other_protocol(address: str) -> str:
 
 
 def refusal(said: str, origin: str) -> str:
-    """Why Ray let us not in, in one message, from all that it said."""
+    """The message for a cluster that refused the connection; `said` is everything that Ray printed."""
     if "AuthToken" in said or "authentication token" in said.lower():
         return (
             f"Ray, {origin}, wants its token: set RAY_AUTH_MODE=token, and give the one that the cluster was "

@@ -1,6 +1,6 @@
-"""What a node must have to run a sweep's trials; `examine` runs there, all else in the driver.
+"""What a node must have to run a sweep's trials: `examine` runs on the node, all else in the driver.
 
-What is expected travels as plain data, so that it can be read by another version of this project, too.
+The expectation is sent as plain data, so that another version of this project can read it too.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from prunetune.store import Store
 from prunetune.version import __version__
 
 Finding = tuple[str, str]
-"""The key of the sweep's file that it is about ("" for none), and what is wrong and how to mend it."""
+"""(the key of the sweep's file that the problem is about, "" for none; what is wrong and how to mend it)."""
 
 _PROBE = "probe"
 
 
 def versions() -> dict[str, str]:
-    """What determines results, or that processes understand each other, by name."""
+    """Versions that must be the same on all nodes, by package name."""
     return {
         "python": platform.python_version(),
-        "torch": torch.__version__.partition("+")[0],  # without the build: a head may well have no CUDA
+        "torch": torch.__version__.partition("+")[0],  # without "+cu128": a head node may have no CUDA build
         "ray": _installed("ray"),
         "optuna": _installed("optuna"),
         "prunetune": f"{__version__} (sources {source_digest()[:8]})",
@@ -54,7 +54,7 @@ def _installed(package: str) -> str:
 
 @functools.cache
 def source_digest() -> str:
-    """SHA-256 of this package's modules, by path and content."""
+    """SHA-256 over the relative paths and contents of this package's modules, in hex."""
     sha = hashlib.sha256()
     package = Path(prunetune.__file__).parent
     for path in sorted(package.rglob("*.py"), key=lambda path: path.relative_to(package).as_posix()):
@@ -65,7 +65,8 @@ def source_digest() -> str:
 def expected(config: Config, problem: Problem) -> dict[str, Any]:
     """What all nodes must have, as plain data. `config` has absolute paths.
 
-    The data are among it only where they are searched: else the driver sends what it has decoded.
+    The data set is included only where it is searched; otherwise the driver sends the decoded data to the
+    nodes.
     """
     data = config.data if is_data_searched(problem) else None
     return {
@@ -82,7 +83,7 @@ def expected(config: Config, problem: Problem) -> dict[str, Any]:
 
 
 def is_data_searched(problem: Problem) -> bool:
-    """Whether trials differ in their data set, and not only in how batches are cut from it."""
+    """Whether trials differ in their data set itself, and not only in batch size or augmentation."""
     names = space.parameters(problem.template, is_active)
     return any(
         name.split(".")[0].split("[")[0] == "data"
@@ -106,25 +107,25 @@ class Probe:
         self._nonce = expectation["nonce"]
 
     def write(self) -> None:
-        """Raises UserError where it cannot be written."""
+        """Write the record. Raises UserError where that is impossible."""
         self._store.write_record(_PROBE, self._nonce)
 
     def answered(self, node: str) -> bool:
-        """Whether what a node has written is there."""
+        """Whether the answer that the node wrote to the storage can be read here."""
         return bool(self._store.read_record(f"{_PROBE}-{node}") == self._nonce)
 
     def remove_answers(self, nodes: Iterable[str]) -> None:
-        """What these nodes have answered goes."""
+        """Delete the answers of these nodes."""
         for node in nodes:
             self._store.delete_file(f"{_PROBE}-{node}.json")
 
     def remove(self) -> None:
-        """The sweep has ended: no node will look for it any more."""
+        """Delete the record, at the end of the sweep."""
         self._store.delete_file(f"{_PROBE}.json")
 
 
 def examine(expectation: dict[str, Any], node: str | None = None) -> list[Finding]:
-    """What is wrong with the node that this process is on; with `node` it leaves an answer of that name."""
+    """Return what is wrong with this process's node; with `node`, also write an answer of that name."""
     findings = _versions_differ(expectation["versions"])
     if expectation["gpus"] and not torch.backends.cuda.is_built():
         findings.append(("resources.gpus", f"torch {torch.__version__} there is built without CUDA"))

@@ -1,4 +1,4 @@
-"""Before the first trial: every node is asked whether it can run the sweep; one message has all troubles."""
+"""Ask every node, before the first trial, whether it can run the sweep; one message names all problems."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from prunetune.errors import UserError
 from prunetune.execution.cluster.node_check import Finding, Probe
 
 _SECONDS = 180.0
-"""How long a node may take: it starts a process and imports PyTorch."""
+"""How long a node may take to answer: it starts a process and imports PyTorch."""
 _SHOWN = 6
+"""How many nodes a message names for each problem."""
 
 
 def check(
@@ -26,10 +27,10 @@ def check(
     source: Document,
     interrupted: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Ask every node of the cluster; raise one UserError for all that is wrong.
+    """Ask every node of the cluster whether it can run the sweep; raise one UserError with all problems.
 
-    `probe` is written, and stays for the nodes that join later. `shipped` are references to objects that the
-    nodes should fetch. `source` is the sweep's file, for the places of keys.
+    `probe` has been written, and stays for nodes that join later. `shipped` are references to objects that
+    the nodes should fetch. `source` is the sweep's file, whose lines the message names.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     findings = _ask(nodes, expectation, shipped, interrupted)
@@ -51,13 +52,13 @@ def check(
 
 
 def name_of(node: Mapping[str, Any]) -> str:
-    """A node as people know it: its address, and its name where that says more."""
+    """A node's address, followed by its host name in brackets where that differs from the address."""
     address, name = node["NodeManagerAddress"], node.get("NodeManagerHostname", "")
     return address if name in ("", address) else f"{address} ({name})"
 
 
 def message(wrong: Mapping[str, list[Finding]], nodes: int, source: Document) -> str:
-    """What is wrong by node, as one message: a line per trouble, with the nodes that have it.
+    """Format the problems of all nodes as one message: each problem once, with the nodes that have it.
 
     >>> print(message({"10.0.0.2": [("", "ray is 2.59 there")], "10.0.0.3": [("", "ray is 2.59 there")]}, 3,
     ...     Document("s.yaml", {})))
@@ -111,8 +112,8 @@ def _ask(
 
 
 def _task() -> Callable[[dict[str, Any], str, list[Any]], list[Finding]]:
-    # A function within a function is sent as code, not by its module's name: so it also runs, and can say
-    # so, where this project is not installed or is an older one.
+    # Ray sends a nested function as code, not by its module's name. So it also runs on a node where this
+    # project is not installed, or is an older version, and can report that.
     def examine_node(expectation: dict[str, Any], node: str, shipped: list[Any]) -> list[Finding]:
         import importlib
 
@@ -135,7 +136,7 @@ def _task() -> Callable[[dict[str, Any], str, list[Any]], list[Finding]]:
 
 
 def reason(text: str) -> str:
-    """The telling line of one of Ray's messages: the last one, without a traceback.
+    """The last line of one of Ray's messages, which names the error, without the traceback above it.
 
     >>> reason("RaySystemError: x\\n  File ...\\nModuleNotFoundError: No module named 'y'\\n")
     "ModuleNotFoundError: No module named 'y'"
