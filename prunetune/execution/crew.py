@@ -116,7 +116,7 @@ class _Running:
 
     @property
     def has_news(self) -> bool:
-        """Whether the trial has ended or finished a post-pruning epoch, which the driver must know at once."""
+        """Whether the driver must hear now: the trial has ended, or has finished a post-pruning epoch."""
         return bool(self._end) or any(epoch.post_epoch is not None for epoch in self._epochs)
 
     @property

@@ -1,1 +1,1 @@
-"""What to try next, and what to stop. Nothing here knows Ray."""
+"""Decide which trial to run next and which to stop; nothing here depends on Ray."""

@@ -1,8 +1,8 @@
-"""Which pre-pruned network the next trial branches from: a bandit over those that the sweep has trained.
+"""Chooses the pre-pruned network from which the next trial branches, with a multi-armed bandit.
 
-Pre-pruning depends neither on the density nor on what comes after it, so a network that one trial has
-trained can be pruned and post-trained by many others, at every density. Here is chosen which, by what the
-branches so far gave. Optuna goes on proposing everything else.
+Pre-pruning depends neither on the density nor on the later stages, so many trials, at every density, can
+prune and post-train a network that one trial has pre-trained. The bandit chooses the network by the results
+of its branches so far; Optuna proposes all other parameters.
 """
 
 from __future__ import annotations
@@ -17,26 +17,27 @@ from typing import Any
 from prunetune.records.trial import TrialRecord, is_at_density
 
 NETWORKS_FIRST = 8
-"""So many pre-pruned networks are explored, over all densities, before any is branched from."""
+"""The number of pre-pruned networks, over all densities, that are explored before any trial branches."""
 
 _CONFIDENCE = 0.5
-"""Weight of UCB's bonus, in quantiles: of four networks the best gets about half of the branches."""
+"""Weight of UCB's bonus, in quantiles: with it, the best of four networks gets about half of the branches."""
 _NEAR = 4.0
-"""What another density says counts this many times less per half decade of distance in density."""
+"""Results at another density are weighted down by this factor for each half decade between densities."""
 _COLLAPSES = 2
-"""So many branches of a network have collapsed at a density or above it before it is left there."""
+"""After this many branches of a network collapsed at a density or above, it gets no more branches there."""
 _DOUBT = 0.25
-"""Weight of the opinion that a network is an average one, so that one lucky result is not everything."""
+"""Weight of a prior at the average quantile, so that one lucky result cannot dominate."""
 
 
 @dataclass
 class PrePruned:
-    """A network after pre-pruning, and what was made of it.
+    """A network after pre-pruning, and the results of the trials that branched from it.
 
-    `params` are the parameters by Optuna's names that determine it; `only` the density it belongs to where
-    the mask aims at one. `best` is the best post-pruning validation score of its branches by density,
-    `branches` their number, those under way included. `collapses` are the densities of those that collapsed,
-    `worked` is the lowest one of a branch that did not.
+    `key` is its key in the store; `params` are the parameters that determine it, by Optuna's names; `only` is
+    the density for which it was trained, if its mask aims at one density. `best` is the best post-pruning
+    validation score of its branches by density; `branches` is their number by density, running ones
+    included. `collapses` are the densities at which branches collapsed; `worked` is the lowest density at
+    which one did not.
     """
 
     key: str
@@ -48,11 +49,15 @@ class PrePruned:
     worked: float = math.inf
 
     def fits(self, density: float) -> bool:
-        """Whether there can be a branch at this density."""
+        """Whether a trial at this density can branch from the network."""
         return self.only in (None, density)
 
     def is_usable(self, density: float) -> bool:
-        """Whether one is worth a trial: what collapsed will at lower densities. Once may be a bad rate."""
+        """Whether a branch at this density is worth a trial.
+
+        A network that collapses at a density also collapses below it; a single collapse may be due to a bad
+        learning rate.
+        """
         collapses = sum(higher >= density for higher in self.collapses)
         return self.fits(density) and (collapses < _COLLAPSES or density >= self.worked)
 
@@ -71,27 +76,27 @@ class Pool:
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """What determines each network."""
+        """The parameters that determine each network."""
         return [network.params for network in self._networks.values()]
 
     def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
-        """The network of a record that has come beyond pre-pruning; its parameters in today's space."""
+        """Add the pre-pruned network of a trial; `params` are the trial's parameters in today's space."""
         if record.network is None:
             return
         network = PrePruned(record.network, determining(params), record.network_density)
         self._networks.setdefault(network.key, network)
 
     def remove(self, key: str) -> None:
-        """The network is not in the store any more."""
+        """Remove a network that is no longer in the store."""
         self._networks.pop(key, None)
 
     def started(self, record: TrialRecord) -> None:
-        """A branch is under way."""
+        """Count a trial that has started as a branch of its network."""
         if record.network in self._networks:
             self._networks[record.network].branches[record.density] += 1
 
     def ended(self, record: TrialRecord) -> None:
-        """A branch has given what it gives."""
+        """Note the scores of a trial that has ended, and whether it collapsed, for its network."""
         network = self._networks.get(record.network or "")
         scores = [epoch.score for epoch in record.curve if is_at_density(epoch, record.density)]
         if network is None or not scores:
@@ -103,10 +108,10 @@ class Pool:
             network.worked = min(network.worked, record.density)
 
     def ranked(self, density: float) -> list[PrePruned]:
-        """The networks that a trial at this density can branch from, the one to take first.
+        """The networks from which a trial at this density can branch, the most promising one first.
 
-        Where branches of all of them have collapsed, the density asks too much, and more networks would not
-        help: then these are all.
+        If branches of all networks have collapsed, the density is too low for any of them, and more networks
+        would not help: all are returned then.
         """
         fitting = [network for network in self._networks.values() if network.fits(density)]
         usable = [network for network in fitting if network.is_usable(density)] or fitting
@@ -127,9 +132,11 @@ class Pool:
 
 
 def upper_bound(quantiles: Mapping[float, float], density: float, *, branches: int, trials: int) -> float:
-    """UCB of a network at a density: mean of its quantiles, nearer densities counting more, and a bonus.
+    """Upper confidence bound of a network at a density: a weighted mean of its quantiles plus a bonus.
 
-    The bonus is ½·√(ln(1 + N)/(1 + n)), with n of the density's N branches its own (Auer et al. 2002).
+    `quantiles` are the network's by density; nearer densities weigh more. The bonus is
+    ½·√(ln(1 + N)/(1 + n)) if n (`branches`) of the density's N branches (`trials`) are from this network
+    (Auer et al. 2002).
     """
     weights = {e: math.pow(_NEAR, -2 * abs(math.log10(e / density))) for e in quantiles}
     known = sum(weights[e] * quantile for e, quantile in quantiles.items())
@@ -138,7 +145,7 @@ def upper_bound(quantiles: Mapping[float, float], density: float, *, branches: i
 
 
 def quantiles(values: Mapping[str, float]) -> dict[str, float]:
-    """The share of the values that each is better than or equal to, in (0, 1); ½ for a single one.
+    """The quantile of each value among all, in (0, 1): its mid-rank over their number; ½ for a single value.
 
     >>> quantiles({"a": 0.3, "b": 0.9, "c": 0.3})
     {'a': 0.3333333333333333, 'b': 0.8333333333333334, 'c': 0.3333333333333333}
@@ -151,12 +158,12 @@ def quantiles(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def determining(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a point of the space, what determines the pre-pruned network."""
+    """Return those parameters of a point of the space that determine the pre-pruned network."""
     return {name: value for name, value in params.items() if is_determining(name)}
 
 
 def is_determining(name: str) -> bool:
-    """Whether the parameter with this name has a part in the pre-pruned network."""
+    """Whether the parameter with this name affects the pre-pruned network."""
     return name.split(".")[0].split("[")[0] not in ("pruning", "post_pruning")
 
 

@@ -1,7 +1,7 @@
-"""Which trials end early: what compares badly or cannot catch up, within a density, after pruning.
+"""Early stopping: end trials that do worse than others at their density, or cannot catch up any more.
 
-One rule for all densities would rank a trial at density 0.001 against one at 0.1, and a pre-pruning accuracy
-against one after pruning.
+Each density has its own rule, because scores at density 0.001 and at 0.1 cannot be compared. Only epochs
+after pruning count, because scores before pruning say little about scores after it.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from prunetune.records.trial import TrialRecord, is_at_density
 from prunetune.search.asha import Rungs
 
 Scores = Sequence[float]
-"""By post-pruning epoch, from 1; higher is better."""
+"""A trial's validation scores, one per post-pruning epoch in order; higher is better."""
 
 _COMPLETE = 4
-"""So many trials must be complete before others are held against what they gained."""
+"""`catch_up` stops no trial before this many comparable trials are complete."""
 
 
 class StoppingRule(Protocol):
-    """What decides at one density which trials end; `search.early_stopping` names its class.
+    """A rule that decides which trials at one density end early; `search.early_stopping` names its class.
 
-    The class is called with `longest=`, the most post-pruning epochs of the space, and its options. Scores
-    are validation scores of which the higher is the better, epochs are post-pruning epochs from 1. `length`
-    is for how many of them the trial is to train.
+    One object per density is made, by calling the class with its options and `longest=`, the largest number
+    of post-pruning epochs in the space. Scores are validation scores, of which a higher one is better.
+    Epochs are post-pruning epochs, counted from 1; `length` is the number of them that the trial is to train.
     """
 
     def stops(self, trial: str, epoch: int, score: float, length: int) -> bool:
-        """Whether a trial is to end after this epoch; each is told once, in order."""
+        """Return whether the trial is to end after this epoch. Called once per epoch of a trial, in order."""
 
     def completed(self, scores: Scores, length: int) -> None:
-        """A trial has come to its end, with these scores."""
+        """Learn the scores of a trial that has trained all its `length` epochs."""
 
 
 @final
 class EarlyStopping:
-    """A stopping rule for each density."""
+    """Applies the stopping rule of each density to the records of its trials."""
 
     def __init__(self, config: Config, past: list[TrialRecord], longest: int) -> None:
-        """`past` are trials that ended before; `longest` is the most post-pruning epochs."""
+        """`past` are finished trials of earlier runs; `longest` is the space's most post-pruning epochs."""
         settings = config.search.early_stopping
         self._rules: dict[float, StoppingRule] = {}
         if settings is not None:
@@ -62,13 +62,13 @@ class EarlyStopping:
             self.ended(record)
 
     def stops(self, record: TrialRecord, epoch: Epoch) -> bool:
-        """Whether a trial is to end after this epoch of it. Each epoch may be told once, in their order."""
-        # After the very last epoch there is nothing left to save.
+        """Return whether a trial is to end after this epoch. To be called once per epoch, in order."""
+        # Stopping a trial after its last epoch would save nothing.
         return self._tell(record, epoch) and not epoch.last
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial has a result."""
-        # One that collapsed gained nothing: by its like, slow starters would have no hope.
+        """Tell the density's rule the scores of a trial that is complete."""
+        # Leave collapsed trials out: their zero gain would stop slow starters.
         if record.density in self._rules and record.status == "complete":
             scores = [epoch.score for epoch in record.curve if epoch.post_epoch is not None]
             self._rules[record.density].completed(scores, _length(record))
@@ -82,11 +82,11 @@ class EarlyStopping:
 
 @final
 class Asha:
-    """Asynchronous successive halving over post-pruning epochs (arXiv 1810.05934); and what is too late.
+    """Asynchronous successive halving over post-pruning epochs (arXiv 1810.05934), and a catch-up rule.
 
-    No trial is stopped before `grace_epochs`; one in `reduction_factor` goes on at each rung. With `catch_up`
-    a trial also ends when it would not come to the density's best even with a gain that only 1 − `catch_up`
-    of the complete trials had from the same epoch on; null: all may go on.
+    No trial is stopped before `grace_epochs`; at each rung one trial in `reduction_factor` continues. With
+    `catch_up`, a trial also ends if it would not reach the density's best score even with the gain that only
+    a share 1 − `catch_up` of the complete trials exceeded from the same epoch on; null turns this rule off.
     """
 
     def __init__(
@@ -100,13 +100,13 @@ class Asha:
         self._is_idle = longest <= grace_epochs
         self._grace, self._catch_up = grace_epochs, catch_up
         self._rungs = Rungs(grace=grace_epochs, longest=max(longest, grace_epochs), factor=reduction_factor)
-        self._complete: dict[int, list[Scores]] = defaultdict(list)  # by the epochs asked for
+        self._complete: dict[int, list[Scores]] = defaultdict(list)  # by `length`
 
     def stops(self, trial: str, epoch: int, score: float, length: int) -> bool:
         """As `StoppingRule` says."""
         if self._is_idle:
             return False
-        # Both are asked: the rungs want every trial that came to them.
+        # Ask the rungs first, in any case: they must learn the score of every trial that reaches them.
         is_behind = self._rungs.is_behind(trial, epoch, score)
         if is_behind or self._catch_up is None or epoch < self._grace:
             return is_behind
@@ -118,7 +118,7 @@ class Asha:
 
 
 def can_catch_up(score: float, epoch: int, complete: Sequence[Scores], share: float) -> bool:
-    """Whether a trial with this score after this post-pruning epoch may still come to the best one.
+    """Whether a trial with this score after this post-pruning epoch may still reach the best final score.
 
     It is granted what the `share`-quantile of the complete trials, which are as long as it, gained from that
     epoch to their end. With less than four gains that are finite nothing is said against it.
@@ -140,5 +140,5 @@ def can_catch_up(score: float, epoch: int, complete: Sequence[Scores], share: fl
 
 
 def _length(record: TrialRecord) -> int:
-    """For how many post-pruning epochs a trial is to train: only such are held against each other."""
+    """The number of post-pruning epochs that a trial is to train; only equal lengths are compared."""
     return int(record.tree["post_pruning"]["epochs"])

@@ -1,8 +1,9 @@
-"""Which network to pre-train next: of points that Optuna draws, the one that promises most at a density.
+"""Chooses which network to pre-train next: of many random points, the most promising one at a density.
 
-At one density few trials pre-train a network of their own, too few to learn from. But every trial says
-something of the network that it started from, and what suits a density suits its neighbours. So the results
-at all densities are one Gaussian process, over what determines a network and the density.
+At one density, too few trials pre-train a network of their own to learn from them. But every trial is
+evidence about the network that it started from, and what suits a density suits neighbouring densities. So
+one Gaussian process models the results at all densities, as a function of the density and the parameters
+that determine the pre-pruned network.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from prunetune.search.branching import determining, is_determining, quantiles
 Array = NDArray[np.float64]
 
 DRAWN = 200
-"""So many points are compared."""
+"""The number of random points that are compared."""
 
 _FEWEST = 5
-"""With fewer results nothing is said."""
+"""The number of results that the model needs at least."""
 _MOST = 256
-"""The newest results that count: a fit takes the third power of their number."""
+"""The model is fitted to this many newest results, because a fit takes the third power of their number."""
 _NORMAL = NormalDist()
 
 
@@ -36,14 +37,14 @@ class _Result(NamedTuple):
     number: int
     density: float
     params: Mapping[str, Any]
-    value: float = math.nan  # of a trial that is running
+    value: float = math.nan  # NaN while the trial is running
 
 
 class Experience:
-    """What the networks of a sweep gave, and what that says of others."""
+    """The results of a sweep's networks, and a model that predicts those of others."""
 
     def __init__(self, distributions: Mapping[str, space.Distribution], densities: Sequence[float]) -> None:
-        """`distributions` are those of the space by name, `densities` all of the sweep's."""
+        """`distributions` are the space's, by parameter name; `densities` are the sweep's."""
         self._distributions = {name: d for name, d in distributions.items() if is_determining(name)}
         self._ends = math.log(min(densities)), math.log(max(densities))
         self._results: dict[str, _Result] = {}
@@ -51,18 +52,18 @@ class Experience:
 
     @property
     def running(self) -> list[dict[str, Any]]:
-        """What determines the networks that are being trained."""
+        """The parameters of the networks that running trials pre-train."""
         return [determining(result.params) for result in self._running.values()]
 
     def begun(self, record: TrialRecord) -> None:
-        """A trial is running; what matters is whether it pre-trains a network."""
+        """Note a trial that has started, if it pre-trains a network of its own."""
         if not record.branched:
             self._running[record.uid] = _Result(record.number, record.density, record.params)
 
     def ended(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
-        """A trial has a result, if it has not failed; `params` are its parameters in today's space.
+        """Add the result of a trial that has ended without failing; `params` are its values in today's space.
 
-        Of a stopped one the last score counts, a diverged one is worse than all others.
+        The result of a stopped trial is its last score; a diverged trial ranks below all others.
         """
         self._running.pop(record.uid, None)
         if record.finished:
@@ -70,12 +71,12 @@ class Experience:
             self._results[record.uid] = _Result(record.number, record.density, params, value)
 
     def most_promising(self, networks: Sequence[Mapping[str, Any]], density: float) -> int | None:
-        """The index of the network, by its parameters, that promises most; None: nothing can be said yet.
+        """Return the index of the most promising of the networks, which are given by their parameters.
 
-        That with the greatest expected improvement over the density's best result (Jones et al. 1998).
-        Results count as normal scores within their density: densities differ in scale, and chance is a
-        cliff. Networks that are being trained count with what is expected of them: so several workers do
-        not train the same one.
+        It has the greatest expected improvement over the density's best result (Jones et al. 1998). Results
+        enter the model as normal scores within their density, because scores have other scales at other
+        densities and drop steeply where networks collapse. Networks that are being trained enter with their
+        predicted score, so that several workers do not choose the same one. None where results are too few.
         """
         results = _in_order(self._results)[-_MOST:]
         if not networks or len(results) < _FEWEST or not self._distributions:
@@ -103,9 +104,10 @@ class Experience:
 
 
 def coordinates(distribution: space.Distribution, value: Any) -> list[float]:
-    """A value in [0, 1]: a number on its scale, an option as one of the corners of a simplex.
+    """Coordinates of a value in [0, 1], for the Gaussian process.
 
-    None for a number: it does not apply, and is in the middle.
+    Numbers are scaled to [0, 1], on the distribution's linear or logarithmic scale; a choice is one-hot
+    without its first option. A number that does not apply (None) has the coordinate 0.5.
 
     >>> coordinates(space.LogUniform(0.001, 0.1), 0.01), coordinates(space.Int(2, 6), None)
     ([0.5], [0.5])
@@ -122,7 +124,7 @@ def coordinates(distribution: space.Distribution, value: Any) -> list[float]:
 
 
 def expected_improvement(ahead: float, deviation: float) -> float:
-    """E max(0, X) for X normal with mean `ahead` and this standard deviation.
+    """E[max(0, X)] for a normal X with mean `ahead` and standard deviation `deviation`.
 
     >>> round(expected_improvement(0.0, 1.0), 4), expected_improvement(2.0, 0.0)
     (0.3989, 2.0)
@@ -134,12 +136,12 @@ def expected_improvement(ahead: float, deviation: float) -> float:
 
 
 def _in_order(results: Mapping[str, _Result]) -> list[_Result]:
-    """In one that does not depend on when they came: so a restarted sweep computes the same."""
+    """Sort results by trial and density, not by time, so that a restarted sweep computes the same."""
     return sorted(results.values(), key=lambda result: (result.number, result.density))
 
 
 def _scores(results: Sequence[_Result]) -> Array:
-    """Each result's normal score among those of its density."""
+    """The normal score of each result among the results at its density."""
     scores = np.zeros(len(results))
     for density in {result.density for result in results}:
         values = {str(i): result.value for i, result in enumerate(results) if result.density == density}
@@ -149,19 +151,19 @@ def _scores(results: Sequence[_Result]) -> Array:
 
 
 def _process(points: Array, scores: Array) -> Any:
-    """A Gaussian process with a length for each coordinate, by maximum likelihood (scikit-learn)."""
-    # Not at the top: a second of imports, of which a small sweep needs none.
+    """Fit a Gaussian process with a length scale per coordinate, by maximum likelihood (scikit-learn)."""
+    # Imported here because it takes a second, and a small sweep does not need it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
-    warnings.filterwarnings("ignore", category=ConvergenceWarning)  # a length at its bound is no news
+    warnings.filterwarnings("ignore", category=ConvergenceWarning)  # for a length scale at its bound
     kernel = ConstantKernel(1.0) * Matern([0.5] * points.shape[1], (0.1, 10.0), nu=2.5)
     kernel += WhiteKernel(0.1, (0.01, 1.0))
     return GaussianProcessRegressor(kernel, random_state=0).fit(points, scores)
 
 
 def _with(process: Any, points: Array, scores: Array) -> Any:
-    """The same process, given more points."""
+    """Return a process with the same kernel parameters, conditioned on additional points."""
     again = type(process)(process.kernel_, optimizer=None)
     return again.fit(np.vstack([process.X_train_, points]), np.concatenate([process.y_train_, scores]))

@@ -1,4 +1,4 @@
-"""What to try next: all densities in one queue, planned so that no stage is computed twice."""
+"""The queue of trials over all densities, ordered so that no stage is computed twice."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from prunetune.search.study import DensitySearch, Study
 logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 100
-"""So many invalid points in a row are drawn before a space is taken for exhausted."""
+"""After this many invalid proposals in a row, a density gets no more trials."""
 
 
 class SweepSearch:
-    """The queue over all densities: what was under way, new proposals (densities in turn), what failed.
+    """The queue of trials: first interrupted ones, then new proposals (densities in turn), then failed ones.
 
-    A new proposal either explores, with a pre-pruning stage of its own, or branches from a pre-pruned
-    network that is in the store (`search.exploration` is the share of the former at each density, after a
-    few to choose from). What would compute a stage that a running trial is computing waits until that is
-    in the store.
+    A new trial either explores, which means that it trains its own pre-pruning stage, or branches from a
+    pre-pruned network in the store. `search.exploration` is the share of exploring trials at each density;
+    the sweep's first trials all explore (`branching.NETWORKS_FIRST`). A trial that needs a stage which a
+    running trial is computing waits until the stage is in the store.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class SweepSearch:
         ledger: Ledger,
         stored: Callable[[str], bool] = lambda key: False,
     ) -> None:
-        """`stored` says whether the stage with a key is in the store."""
+        """`stored(key)` says whether the stage with this key is in the store."""
         self._config = config
         self._ledger = ledger
         self._problem = problem
         self._stored = stored
         self._pool = Pool()
         self._experience = Experience(space.parameters(problem.template, is_active), config.densities)
-        self._computing: dict[str, str] = {}  # stages' keys, to the uids of the trials that compute them
+        self._computing: dict[str, str] = {}  # stage key -> uid of the trial that computes it
         self._searches = {
             density: DensitySearch(problem, density, sampler=config.search.sampler, seed=config.seed)
             for density in config.densities
@@ -56,9 +56,9 @@ class SweepSearch:
         self._issued = dict.fromkeys(config.densities, 0)
         self._explored = dict.fromkeys(config.densities, 0)
         self._exhausted: set[float] = set()
-        self._again: list[TrialRecord] = []  # under way when the driver ended
-        self._lost: list[TrialRecord] = []  # given back by workers that were lost
-        self._held: list[TrialRecord] = []  # proposed, but a running trial computes a stage of theirs
+        self._again: list[TrialRecord] = []  # were running when an earlier driver ended
+        self._lost: list[TrialRecord] = []  # their workers were lost
+        self._held: list[TrialRecord] = []  # proposed; wait for a stage of a running trial
         self._failed: list[TrialRecord] = []
         self._refusals: set[str] = set()
         self.past: list[TrialRecord] = []
@@ -68,7 +68,7 @@ class SweepSearch:
             params = record.params if record.space == problem.hash else problem.fit(record)
             if params is not None:
                 self._remember(record, params)
-        # In the order in which they were proposed first.
+        # In the order in which they were first proposed.
         self._again.sort(key=lambda r: (r.number, config.densities.index(r.density)))
 
     def _remember(self, record: TrialRecord, params: dict[str, Any]) -> None:
@@ -87,12 +87,12 @@ class SweepSearch:
             self._explored[record.density] += not record.branched
 
     def __len__(self) -> int:
-        """How many trials are still to be started, if no space is exhausted before."""
+        """How many trials are still to be started, unless a density runs out of points before that."""
         missing = sum(self.total(density) - issued for density, issued in self._issued.items())
         return missing + len(self._again) + len(self._lost) + len(self._held) + len(self._failed)
 
     def total(self, density: float) -> int:
-        """How many trials this density has, in this space, when the sweep is done."""
+        """How many trials of this space the density will have when the sweep is done."""
         if density in self._exhausted:
             return self._issued[density]
         points = self._searches[density].points
@@ -101,16 +101,16 @@ class SweepSearch:
 
     @property
     def studies(self) -> dict[float, Study]:
-        """Each density's study, for those who want to look."""
+        """The Optuna study of each density."""
         return {density: search.study for density, search in self._searches.items()}
 
     @property
     def waiting(self) -> bool:
-        """Whether `next` gave None although trials are left: they wait for stages under way."""
+        """Whether trials are left that `next` does not return yet, because they wait for running stages."""
         return bool(self._lost or self._held or self._again or self._failed)
 
     def next(self) -> TrialRecord | None:
-        """The next trial to run, recorded as running; None when there is none, or none yet (`waiting`)."""
+        """Return the next trial, recorded as running; None if no trial is left, or none yet (`waiting`)."""
         for record in self._lost:
             if self._free(record):
                 self._lost.remove(record)
@@ -136,7 +136,7 @@ class SweepSearch:
             else:
                 self._held.append(proposed)
                 holding.add(density)
-        # Last: what failed before may well fail again.
+        # Failed trials come last, because they may well fail again.
         if not self._held:
             for record in self._failed:
                 if self._free(record):
@@ -145,12 +145,12 @@ class SweepSearch:
         return None
 
     def give_back(self, record: TrialRecord) -> None:
-        """A running trial has lost its worker: it is the next to go on, from its epochs in the store."""
+        """Queue a trial that lost its worker before all others; it resumes from its epochs in the store."""
         self._release(record)
         self._lost.append(record)
 
     def progressed(self, record: TrialRecord) -> None:
-        """A running trial has new epochs in its curve: perhaps a stage of it is now in the store."""
+        """Note a running trial's new epochs: they show which of its stages are now in the store."""
         network = record.network or ""
         if _beyond_pre_pruning(record) and network not in self._pool:
             self._pool.add(record, record.params)
@@ -161,7 +161,7 @@ class SweepSearch:
             del self._computing[network]
 
     def tell(self, record: TrialRecord) -> None:
-        """Publish how a trial ended, and tell its study."""
+        """Write an ended trial's record to the ledger, and tell its density's study the result."""
         self._release(record)
         self._pool.ended(record)
         self._ledger.publish(record)
@@ -179,7 +179,7 @@ class SweepSearch:
         return min(open_densities, key=lambda d: self._issued[d], default=None)
 
     def _propose(self, density: float) -> TrialRecord | None:
-        """A new record at a density; None when its space is exhausted."""
+        """Propose and record a new trial at a density; None when the density has no points left."""
         search = self._searches[density]
         for attempt in range(_ATTEMPTS):
             proposed = self._proposal(density, attempt)
@@ -188,7 +188,7 @@ class SweepSearch:
             params, tree, branched = proposed
             try:
                 record = self._ledger.propose(self._problem, density, params, tree, branched=branched)
-            except ConfigError as error:  # two values that are valid, but not together
+            except ConfigError as error:  # its values are valid alone, but not together
                 refusal = "; ".join(f"{problem.key}: {problem.rule}" for problem in error.problems)
                 if refusal not in self._refusals:
                     self._refusals.add(refusal)
@@ -203,7 +203,7 @@ class SweepSearch:
         return None
 
     def _proposal(self, density: float, attempt: int) -> tuple[dict[str, Any], dict[str, Any], bool] | None:
-        """(parameters, tree, whether it branches) of the next trial at a density."""
+        """Return a density's next trial, (parameters, tree, whether it branches); None if none is left."""
         search, number = self._searches[density], self._ledger.next_number(density)
         share = self._config.search.exploration * (self._issued[density] + 1)
         if self._explored[density] >= share and sum(self._explored.values()) >= branching.NETWORKS_FIRST:
@@ -216,9 +216,10 @@ class SweepSearch:
         return None if proposal is None else (*proposal, False)
 
     def _network(self, density: float, number: int, attempt: int) -> dict[str, Any] | None:
-        """What determines the network that a trial is to pre-train; None: that is the study's to propose.
+        """Choose the parameters of the network that an exploring trial pre-trains.
 
-        It is where nothing is shared: each density is searched by itself, or no networks are pre-trained.
+        None where densities do not share networks, or too few were trained to choose well; Optuna then
+        proposes these values too.
         """
         settings = self._config.search
         shares = settings.sampler.name != "random" and settings.exploration < 1 and len(self._pool) > 0
@@ -248,7 +249,7 @@ class SweepSearch:
         return record
 
     def _free(self, record: TrialRecord) -> bool:
-        """Whether no running trial computes a stage of this one."""
+        """Whether no running trial is computing a stage that this trial needs."""
         return not any(key in self._computing for key in _stages_before_the_last(record))
 
     def _release(self, record: TrialRecord) -> None:
@@ -256,10 +257,10 @@ class SweepSearch:
 
 
 def _stages_before_the_last(record: TrialRecord) -> list[str]:
-    """The keys of what another trial may also need."""
+    """The keys of all stages but the last, which other trials may need too."""
     return [key for name, key in record.keys.items() if name != LAST_STAGE]
 
 
 def _beyond_pre_pruning(record: TrialRecord) -> bool:
-    """Whether the network that pre-pruning gave is there, and was pruned."""
+    """Whether the trial has a pre-pruned network, and has trained epochs after pre-pruning."""
     return record.network is not None and any(epoch.stage != "pre_pruning" for epoch in record.curve)

@@ -1,8 +1,8 @@
-"""What proposes values: Optuna's samplers, by the name in `search.sampler`.
+"""Optuna samplers that propose parameters, by their names in `search.sampler`.
 
-A sampler of one's own is a function or class of the same form: it takes `seed` and its options as keywords,
-and gives an `optuna.samplers.BaseSampler`. A fresh one is made for every trial, so that what it draws depends
-on the trial's number and on the results so far, not on earlier draws.
+Your own sampler is a function or class of the same form: it takes `seed` and its options as keywords and
+returns an `optuna.samplers.BaseSampler`. A new one is made for every trial, so that its draws depend on the
+trial's number and the results so far, and not on earlier draws.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def tpe(*, seed: int) -> optuna.samplers.BaseSampler:
     """Tree-structured Parzen estimator over all parameters together (Bergstra et al. 2011; Optuna's)."""
-    import optuna  # takes a second, and a file is read without it
+    import optuna  # importing it takes a second, and reading a file does not need it
 
     return optuna.samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
 
 
 def random(*, seed: int) -> optuna.samplers.BaseSampler:
-    """Independent draws; each density is searched by itself."""
+    """Draw every parameter independently at random; no network is chosen by other densities' results."""
     import optuna
 
     return optuna.samplers.RandomSampler(seed=seed)

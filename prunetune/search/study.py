@@ -1,8 +1,8 @@
-"""What to try next at one density: an Optuna study, rebuilt from the ledger.
+"""The search at one density: an Optuna study, rebuilt from the ledger.
 
-Ray's own OptunaSearch leaves NaN trials running, calls stopped trials complete, and cannot extend a
-finished sweep. Here the study lives in memory, is told every outcome as what it is, and every proposal
-is a function of the results so far, the seed, and the trial's number.
+Ray's own OptunaSearch leaves NaN trials running, reports stopped trials as complete, and cannot extend a
+finished sweep. The study here lives in memory and learns the true state of every trial, and every proposal
+is a function of the results so far, the seed and the trial's number.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Study = optuna.Study
 
 
 class DensitySearch:
-    """Proposals at one density. The study's values are the metric's, as they are, with its direction."""
+    """Proposes trials at one density. The study optimises the metric's own values, in its own direction."""
 
     def __init__(self, problem: Problem, density: float, *, sampler: SamplerConfig, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # else a line per trial
@@ -54,22 +54,22 @@ class DensitySearch:
 
     @property
     def points(self) -> int | None:
-        """How many points the space has, or None where it has no end (or very many)."""
+        """How many points the space has; None if they are infinitely many, or too many to list."""
         finite = self._points_with({})
         return None if finite is None else len(finite)
 
     @property
     def study(self) -> optuna.Study:
-        """The study, for those who want to look."""
+        """The Optuna study."""
         return self._study
 
     def remember(self, record: TrialRecord, params: dict[str, Any]) -> None:
-        """Take a finished trial of the past into the study, at these parameters of today's space."""
+        """Add a finished trial of an earlier run to the study; `params` are its values in today's space."""
         self._study.add_trial(_frozen(record, params, self._distributions(params), self._metric))
         self._tried.add(_point(params))
 
     def reissue(self, record: TrialRecord) -> None:
-        """Take a trial that was proposed before and will run (again) now, as running."""
+        """Add a trial that was proposed earlier and is run now (again) to the study, as running."""
         self._study.enqueue_trial(record.params)
         self._asked[record.uid] = self._ask({})
         self._tried.add(_point(record.params))
@@ -77,10 +77,10 @@ class DensitySearch:
     def propose(
         self, number: int, fixed: Mapping[str, Any] | None = None, attempt: int = 0
     ) -> tuple[dict[str, Any], dict[str, Any]] | None:
-        """(parameters, configuration tree) of the trial with this number; None when all has been tried.
+        """Propose (parameters, configuration tree) of the trial with this number; None if no point is left.
 
-        Parameters in `fixed` have these values; Optuna proposes the others. The proposal is not counted as
-        running until `started`. A further `attempt` gives another one.
+        Parameters in `fixed` keep their values; Optuna proposes the others. The study counts the proposal as
+        running once `started` is called. Another value of `attempt` gives another proposal.
         """
         fixed = fixed or {}
         finite = self._points_with(fixed)
@@ -93,7 +93,7 @@ class DensitySearch:
             self._study.enqueue_trial(dict(fixed))
         trial = self._ask(params)
         if _point(params) in self._tried and finite is not None:
-            # Nothing is learnt from a repeated point: take one not tried yet instead.
+            # A repeated point teaches nothing: take an untried one instead.
             self._study.tell(trial, state=TrialState.FAIL)
             params = random.Random(seed_of(self._seed, self._density, number)).choice(untried)
             self._study.enqueue_trial(params)
@@ -103,7 +103,7 @@ class DensitySearch:
         return params, self.tree(params)
 
     def draw(self, number: int, count: int, attempt: int = 0) -> list[dict[str, Any]]:
-        """So many points drawn at random, for the trial with this number; the study knows nothing of them."""
+        """Draw `count` random points for the trial with this number, without telling the study."""
         seed = seed_of(self._seed, "draw", self._density, number, attempt) % 2**32
         study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
         drawn: list[dict[str, Any]] = [{} for _ in range(count)]
@@ -112,18 +112,18 @@ class DensitySearch:
         return drawn
 
     def refused(self) -> None:
-        """The proposal just made is no valid configuration."""
+        """Discard the latest proposal, because it is not a valid configuration."""
         assert self._proposed is not None
         self._study.tell(self._proposed, state=TrialState.FAIL)
         self._proposed = None
 
     def started(self, record: TrialRecord) -> None:
-        """The proposal just made is this record."""
+        """Note that the latest proposal runs as the trial with this record."""
         assert self._proposed is not None
         self._asked[record.uid], self._proposed = self._proposed, None
 
     def tree(self, params: dict[str, Any]) -> dict[str, Any]:
-        """The configuration at these parameters."""
+        """Return the configuration tree for these parameters."""
         return space.at(self._problem.template, params, is_active)
 
     def tell(self, record: TrialRecord) -> None:
@@ -137,14 +137,14 @@ class DensitySearch:
         self._study.tell(trial, values, state)
 
     def _points_with(self, fixed: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-        """The points of the space with these values, or None where they have no end (or are very many)."""
+        """List the points of the space with the values in `fixed`; None if they are too many to list."""
         key = _point(fixed)
         if key not in self._finite:
             self._finite[key] = space.enumerate_finite(self._problem.template, is_active, fixed=fixed)
         return self._finite[key]
 
     def _ask(self, params: dict[str, Any]) -> optuna.Trial:
-        """Ask the study; `params` is filled with what it proposed."""
+        """Ask the study for a trial, and write the values that it proposes into `params`."""
         trial = self._study.ask()
         self._suggest(trial, params)
         return trial
@@ -167,7 +167,7 @@ class DensitySearch:
         return found
 
     def _make_sampler(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
-        # A fresh sampler per trial: what it draws depends on the number, not on earlier draws.
+        # A new sampler per trial: its draws depend on the trial's number and not on earlier draws.
         again = [attempt] if attempt else []
         seed = seed_of(self._seed, "search", self._density, number, *again) % 2**32
         sampler: optuna.samplers.BaseSampler = self._sampler.component(seed=seed, **self._sampler.options)
@@ -175,7 +175,7 @@ class DensitySearch:
 
 
 def suggest_value(trial: optuna.Trial, name: str, distribution: space.Distribution) -> Any:
-    """Ask a trial for the value of a distribution."""
+    """Let an Optuna trial propose a value from a distribution."""
     match distribution:
         case space.Uniform(low, high):
             return trial.suggest_float(name, low, high, log=isinstance(distribution, space.LogUniform))
@@ -204,15 +204,15 @@ def _state(record: TrialRecord) -> TrialState:
 
 
 def _value(record: TrialRecord, metric: Metric) -> float:
-    """A diverged trial counts as worse than any network that gives an answer.
+    """Return the value that the study learns; for a diverged trial, the metric's worst value.
 
-    As FAIL it would be invisible to TPE, which would then go on proposing such learning rates.
+    TPE ignores trials in the state FAIL, so it would go on proposing learning rates that diverge.
     """
     return metric.worst if record.score is None else metric.value(record.score)
 
 
 def _intermediate(record: TrialRecord, metric: Metric) -> dict[int, float]:
-    """The metric on the validation split by post-pruning epoch."""
+    """The metric on the validation split after each post-pruning epoch."""
     return {e.post_epoch: metric.value(e.score) for e in record.curve if e.post_epoch is not None}
 
 
