@@ -1,1 +1,1 @@
-"""What a sweep has found: its ledger, the best per density, what is kept, and the report."""
+"""A sweep's records: the ledger of its trials, the best per density, what the store keeps, and the report."""

@@ -1,4 +1,4 @@
-"""What `prunetune.sweep --gc` removes from the store: what its sweep does not keep and nobody refers to."""
+"""Finds what `prunetune.sweep --gc` deletes: files of the store that are not kept and not referred to."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from prunetune.records.problem import Problem
 from prunetune.store import File, Kind, Store
 
 MIN_AGE = timedelta(hours=1)
-"""Nothing younger is taken for garbage: somebody may be writing it, and its record may follow."""
+"""Unreferenced files younger than this stay: a process may be writing them, and their record may follow."""
 
 KINDS: tuple[Kind, ...] = ("stages", "checkpoints")
 
 _EARLIER = "objects"
-"""Where earlier versions had their blobs; today's manifests do not name them."""
+"""The folder in which earlier versions kept their blobs; today's manifests do not name them."""
 
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp$")
 
@@ -30,7 +30,7 @@ Fate = Literal["stays", "goes", "goes when old"]
 
 @dataclass(frozen=True)
 class Item:
-    """Files that stay or go together: what they are, for people; their names in the store; their bytes."""
+    """Files that are deleted or kept together: a description, their names in the store, their bytes."""
 
     what: str
     names: tuple[str, ...]
@@ -39,14 +39,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Owners:
-    """Whose the keys are: `kept` by the sweep, `dropped` by it (with their names), `others`' to use."""
+    """Sorts the store's keys by owner.
+
+    The sweep keeps the keys in `kept` and no longer needs those in `dropped` (key -> stage's name); other
+    sweeps and trainings refer to those in `others`.
+    """
 
     kept: Collection[str]
     dropped: Mapping[str, str]
     others: Collection[str]
 
     def of(self, key: str) -> tuple[str, Fate]:
-        """(what it is, what becomes of it)."""
+        """Return (a description of the key's owner, whether the key's files stay or go)."""
         if key in self.kept:
             return "of this sweep", "stays"
         if key in self.others:
@@ -58,7 +62,11 @@ class Owners:
 
 @dataclass(frozen=True)
 class Found:
-    """What a storage has: to be removed, and staying. `finished`: the sweep has no trials to run."""
+    """The items of a storage that are to be deleted (`garbage`) and that stay.
+
+    `finished` says that the sweep has no trials to run; `header` is the sweep's new header; `leftovers` are
+    temporary files in the sweep's own folder.
+    """
 
     garbage: list[Item]
     staying: list[Item]
@@ -79,11 +87,11 @@ class Found:
 
 
 def find(config: Config, problem: Problem, ledger: Ledger, *, missing: int) -> Found:
-    """Apply the sweep's policy, and look for what nobody refers to. Deletes nothing; the caller has the lock.
+    """Find what the sweep does not keep, and what nothing refers to. The caller holds the sweep's lock.
 
-    `missing` is how many trials the sweep would run if it went on, failed ones included.
+    `missing` is how many trials the sweep would run if it went on, failed ones included. Nothing is deleted.
 
-    Raises UserError where the sweep's last run had another space: what it keeps follows from its own.
+    Raises UserError where the sweep's last run had another space, from which follows what it keeps.
     """
     header = ledger.store.read_record("sweep")
     if not isinstance(header, dict) or header.get("space") != problem.hash:
@@ -95,9 +103,9 @@ def find(config: Config, problem: Problem, ledger: Ledger, *, missing: int) -> F
         )
     storage = Store(config.storage)
     store = storage.sub("store")
-    files = listing(store)  # before the references: what is published later is not in it
+    files = listing(store)  # read before the references, so that it lists no file whose record comes later
     records = ledger.fitting(problem)
-    # A failed trial's own stages stay; that it will be tried again holds nothing else back.
+    # A failed trial keeps its own stages until it is tried again, but the sweep counts as finished.
     failed = sum(r.status == "failed" and r.density in config.densities for r in records)
     finished = missing <= failed
     kept = retention.kept_keys(records, config.keep, going_on=not finished)
@@ -116,20 +124,20 @@ def find(config: Config, problem: Problem, ledger: Ledger, *, missing: int) -> F
 
 
 Listing = Mapping[str, list[File]]
-"""Files by folder of the store."""
+"""Maps each folder of the store to its files."""
 
 
 def listing(store: Store) -> Listing:
-    """All files of the store."""
+    """List all files of the store."""
     return {folder: store.files(folder) for folder in (*KINDS, "damaged", _EARLIER)}
 
 
 def survey(store: Store, files: Listing, owners: Owners) -> tuple[list[Item], list[Item]]:
-    """(what is to be removed, what stays).
+    """Sort the store's files into (items to delete, items that stay).
 
-    What has no reference goes when it is older than `MIN_AGE` (where the filesystem knows no age, it
-    stays); so do blobs without a manifest, manifests without a blob, temporary files, and what was set
-    aside as damaged.
+    Stages without a reference are deleted when they are older than `MIN_AGE`; if the filesystem does not tell
+    a file's age, it stays. The same holds for blobs without a manifest, manifests without a blob, temporary
+    files, and entries set aside as damaged.
     """
     now = datetime.now(UTC)
     garbage: list[Item] = []
@@ -144,13 +152,13 @@ def survey(store: Store, files: Listing, owners: Owners) -> tuple[list[Item], li
 
 
 def temporary(files: Iterable[File]) -> list[str]:
-    """Names of what killed writers have left among a sweep's own files."""
+    """Names of old temporary files, left by killed processes in a sweep's own folder."""
     now = datetime.now(UTC)
     return [file.name for file in files if _TEMPORARY.search(file.name) and _is_old(file, now)]
 
 
 def totals(items: Collection[Item]) -> list[tuple[str, int, int]]:
-    """(what, number, bytes) of each sort of item, by name."""
+    """Count items by description: (description, number of items, bytes), sorted by description."""
     sizes: dict[str, list[int]] = {}
     for item in items:
         sizes.setdefault(item.what, []).append(item.size)
@@ -158,7 +166,7 @@ def totals(items: Collection[Item]) -> list[tuple[str, int, int]]:
 
 
 def _groups(store: Store, files: Listing, owners: Owners) -> Iterator[tuple[str, str, Fate, list[File]]]:
-    """(folder, what, fate, files) of all that is in the store."""
+    """Yield (folder, description, fate, files) for every group of files in the store."""
     finished = {file.name.removesuffix(".json") for file in files["stages"]}
     for kind in KINDS:
         for key, group in _by_key([file for file in files[kind] if not _TEMPORARY.search(file.name)]):
@@ -167,7 +175,7 @@ def _groups(store: Store, files: Listing, owners: Owners) -> Iterator[tuple[str,
                 what, fate = owners.of(key)
                 if kind == "checkpoints":
                     what = "checkpoints"
-                    if key in finished and fate == "stays":  # a crash came between the two
+                    if key in finished and fate == "stays":  # a crash came before the checkpoint was deleted
                         fate = "goes when old"
                 yield kind, what, fate, artefact
             elif artefact:
@@ -192,7 +200,7 @@ def _by_key(files: list[File]) -> Iterator[tuple[str, list[File]]]:
 
 
 def _artefact(store: Store, kind: Kind, key: str, group: list[File]) -> tuple[list[File], list[File]]:
-    """(the manifest and its blob, as far as they are there; blobs that it does not name)."""
+    """Split a key's files into ([the manifest and its blob, as far as they exist], [other blobs])."""
     manifest = [file for file in group if file.name == f"{key}.json"]
     blobs = [file for file in group if file.name != f"{key}.json"]
     if not manifest:

@@ -1,7 +1,7 @@
-"""The trials of a sweep, one record each in the store.
+"""The ledger of a sweep: one record per trial, in the sweep's folder of the storage.
 
-The driver writes a record when a trial is proposed and again when it ends. So a driver that dies loses no
-proposal, and Optuna's studies, early stopping's rungs and MLflow's runs can be rebuilt from here.
+The driver writes a record when a trial is proposed and again when it ends. So no proposal is lost when the
+driver dies, and Optuna's studies, early stopping's rungs and MLflow's runs can be rebuilt from the ledger.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Ledger:
     """The records of one sweep, below `<storage>/<name>/trials`."""
 
     def __init__(self, store: Store) -> None:
-        """`store` is the sweep's own folder."""
+        """Read all records of a sweep; `store` is the sweep's own folder."""
         self._store = store
         self._records: dict[str, TrialRecord] = {}
         for folder in density_folders(store):
@@ -30,11 +30,11 @@ class Ledger:
                     self._records[record.uid] = record
 
     def records(self) -> list[TrialRecord]:
-        """All records, by density from high to low and number."""
+        """All records, sorted by density from high to low, then by number."""
         return sorted(self._records.values(), key=lambda r: (-r.density, r.number))
 
     def fitting(self, problem: Problem) -> list[TrialRecord]:
-        """The records of this problem's space, and the finished ones of earlier spaces that fit it."""
+        """The records of this problem's space, and finished ones of earlier spaces that are points of it."""
         return [
             record
             for record in self.records()
@@ -55,7 +55,7 @@ class Ledger:
         *,
         branched: bool = False,
     ) -> TrialRecord:
-        """A new record with the next number at this density, published."""
+        """Make a record with the next number at this density, and write it to the ledger."""
         number = self.next_number(density)
         stages = problem.stages(tree, density)
         record = TrialRecord(
@@ -82,23 +82,23 @@ class Ledger:
         return 1 + max((r.number for r in self._records.values() if r.density == density), default=-1)
 
     def publish(self, record: TrialRecord) -> None:
-        """Write a record as it is now."""
+        """Write the record's present state to the ledger."""
         self._records[record.uid] = record
         self._store.write_record(record_name(record.density, record.number), record.plain())
 
 
 def density_name(density: float) -> str:
-    """`density-0.01`, as files and folders are named."""
+    """The name of a density in files and folders, such as `density-0.01`."""
     return f"density-{density:.12g}"
 
 
 def record_name(density: float, number: int) -> str:
-    """Where a trial's record is, in the sweep's folder."""
+    """The name of a trial's record, relative to the sweep's folder."""
     return f"trials/{density_name(density)}/{number:05d}"
 
 
 def density_folders(store: Store) -> list[str]:
-    """The folders of a sweep's records, one per density."""
+    """The folders that hold a sweep's records, one per density."""
     return [f"trials/{name}" for name in store.folders("trials")]
 
 

@@ -1,4 +1,4 @@
-"""One driver per sweep."""
+"""A lock that lets only one process run a sweep."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ except ImportError:  # Windows
 
 @contextmanager
 def exclusive(store: Store) -> Iterator[None]:
-    """One driver per sweep: two would number and record each other's trials.
+    """Hold the lock of a sweep within the context, because two drivers would overwrite each other's records.
 
-    Raises UserError where another process on this machine holds the sweep; for remote storage the lock is in
-    the machine's folder for temporary files. Where the system has no such locks, nothing is held.
+    Raises UserError where another process on this machine holds it. For remote storage the lock file is in
+    this machine's folder for temporary files. On systems without such locks (Windows) nothing is locked.
     """
     path = store.local_path(".lock")
     if path is None:

@@ -1,4 +1,4 @@
-"""What a sweep searches, and which trials of the past still belong to it."""
+"""The problem that a sweep searches, and which trials of earlier runs still belong to it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def _no_digest(data: DataConfig) -> str:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a sweep searches: the template, its hash, and a description of each part for people.
+    """The problem that a sweep searches: the template, its hash, and a readable description of each part.
 
-    `code` is a digest of what determines results beside the configuration: a user's own model code, the
-    data's content, this project's version of the computation. `data_digest` gives `Dataset.digest` of the
-    data of a trial: the space may contain several.
+    `code` is a digest of what determines results besides the configuration: the code of the user's own
+    components, the data's content, and this project's version of the computation. `data_digest` returns
+    `Dataset.digest` for a trial's data, because the space may contain several data sets.
     """
 
     template: dict[str, Any]
@@ -40,7 +40,7 @@ class Problem:
     def of(
         cls, template: dict[str, Any], code: str = "", data_digest: Callable[[DataConfig], str] = _no_digest
     ) -> Problem:
-        """The problem of a template: all in it that determines results."""
+        """Make the problem of a template, from those parts of it that determine results."""
         described = {
             key: str(value) if isinstance(value, space.Distribution) else repr(value)
             for key, value in space.leaves(_determining(template)).items()
@@ -52,20 +52,20 @@ class Problem:
 
     @cached_property
     def metric(self) -> Metric:
-        """What trials are compared by; it is the same for all of a space."""
+        """The metric by which trials are compared; it is the same for the whole space."""
         named = self.template.get("task", "classification")
-        if isinstance(named, dict):  # options may be searched, the name may not
+        if isinstance(named, dict):  # a task's options may be searched, its name may not
             named = named["name"]
         metric: Metric = TaskConfig.kind.find(named).metric
         return metric
 
     def stages(self, tree: dict[str, Any], density: float) -> Plan:
-        """The stages of a configuration."""
+        """Plan the stages of a trial from its configuration tree and density."""
         config = validate({**tree, "densities": [density]}, RECORDED)
         return plan(config, self.data_digest(config.data))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
-        """The record's parameters in this space, or None where it is not one of its points."""
+        """Return the record's parameters in this space, or None where it is not a point of the space."""
         if record.code != self.code:
             return None
         try:
@@ -81,7 +81,7 @@ class Problem:
         return None
 
     def changes(self, old: dict[str, str]) -> list[str]:
-        """What differs from an earlier description, a line each."""
+        """Compare with an earlier `described`; return a line of text for each difference."""
         lines = []
         for key in sorted({*old, *self.described}):
             before, now = old.get(key), self.described.get(key)
@@ -91,7 +91,7 @@ class Problem:
 
 
 def _determining(template: dict[str, Any]) -> dict[str, Any]:
-    """The part of a template that determines results."""
+    """The parts of a template that determine results."""
     found = {key: template[key] for key in determining_fields() if key in template}
     for key in DOES_NOT_DETERMINE:
         parent, _, field = key.rpartition(".")
@@ -101,7 +101,7 @@ def _determining(template: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(node: Any) -> Any:
-    """A template as data that can be hashed."""
+    """Convert a template to plain data that can be hashed."""
     if isinstance(node, space.Choice):
         return {"choice": [_plain(option) for option in node.options]}
     if isinstance(node, space.Uniform | space.Int):

@@ -1,4 +1,4 @@
-"""Tables and figures from a sweep's `results.parquet`."""
+"""Makes tables and figures from a sweep's `results.parquet`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunetune.tasks import ACCURACY, Metric
 
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the best trial of each density (`winners`), density from high to low."""
+    """The rows of the best trials (`winners`), one per density, sorted by density from high to low."""
     metric = metric_in(frame)
 
     def outcome(index: int) -> Outcome:
@@ -32,7 +32,7 @@ def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def markdown(frame: pd.DataFrame, title: str) -> str:
-    """The best per density, what became of the trials, and the winners' hyperparameters, in Markdown."""
+    """A Markdown page: the best trial per density, trial counts by status, the winners' hyperparameters."""
     best, metric = best_rows(frame), metric_in(frame)
     lines = [f"# {title}", "", "## Best per density", ""]
     header = ["density", "sparsity", "val", "test", "nonzero", "effective density", "status", "trial"]
@@ -78,11 +78,11 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
 
 
 def comparison(frames: dict[str, pd.DataFrame]) -> str:
-    """One Markdown table of several sweeps: a row each, the test value per density over seeds.
+    """A Markdown table that compares sweeps: a row per sweep, a column per density.
 
-    In each sweep and density the configuration with the best mean validation value over its seeds is
-    taken; its cell says mean ± standard deviation (ddof 1) of the test value, and how many seeds. Percentages
-    are without their sign.
+    For each sweep and density the configuration with the best mean validation value over its seeds is
+    chosen. The cell shows the mean ± standard deviation (ddof 1) of its test value, and the number of seeds
+    in brackets. Percentages have no % sign.
     """
     densities = sorted({float(d) for frame in frames.values() for d in frame["density"]}, reverse=True)
     rows = [
@@ -97,7 +97,7 @@ def _over_seeds(trials: pd.DataFrame, metric: Metric) -> str:
     if not len(done):
         return ", ".join(sorted(set(trials["status"])))
     configuration = [name for name in done.columns if "." in name]
-    # As text: values may be lists, or missing where a section is off.
+    # Group by text: values may be lists, or missing where a section is null.
     groups = done.groupby(done[configuration].apply(lambda row: repr(row.tolist()), axis=1), sort=False)
     scores = groups[metric.val].mean().map(metric.score)
     best = done.loc[groups.groups[scores.idxmax()], metric.test].map(metric.shown)
@@ -107,24 +107,24 @@ def _over_seeds(trials: pd.DataFrame, metric: Metric) -> str:
 
 
 def read_results(store: Store) -> pd.DataFrame | None:
-    """A sweep's `results.parquet`, or None where there is none."""
+    """Read a sweep's `results.parquet`; None where there is none."""
     raw = store.read_file("results.parquet")
     return None if raw is None else pd.read_parquet(io.BytesIO(raw))
 
 
 def metric_in(frame: pd.DataFrame) -> Metric:
-    """What the trials of a table are compared by; accuracy where the table does not say it."""
+    """The metric by which a table's trials are compared; accuracy where the table does not name one."""
     plain = frame.attrs.get("metric")
     return ACCURACY if plain is None else Metric.read(plain)
 
 
 def searched_columns(frame: pd.DataFrame) -> list[str]:
-    """Dotted hyperparameters that differ between trials."""
+    """The dotted names of the hyperparameters that differ between trials."""
     return [name for name in frame.columns if "." in name and frame[name].astype(str).nunique() > 1]
 
 
 def metric_figure(frame: pd.DataFrame, title: str) -> bytes:
-    """PNG: the metric of every finished trial on the validation split over density, the winners' on test."""
+    """A PNG figure of the metric over density: all trials on validation, the best also on test."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -176,7 +176,7 @@ def metric_figure(frame: pd.DataFrame, title: str) -> bytes:
 
 
 def write_report(store: Store, name: str) -> list[str]:
-    """Write `report/` into a sweep's folder from its `results.parquet`; the paths written, [] without one."""
+    """Write `report/` into a sweep's folder from its `results.parquet`; return the paths, [] without one."""
     frame = read_results(store)
     if frame is None:
         return []

@@ -1,4 +1,4 @@
-"""From records to what a sweep hands over: the table of trials, and a configuration per density."""
+"""Turns records into a sweep's results: the table of trials, and the best configuration per density."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ _MORE_COLUMNS = (
 
 
 def result_columns(metric: Metric) -> tuple[str, ...]:
-    """What `results.parquet` says of a trial's outcome: the metric on both splits, and the rest."""
+    """The columns of `results.parquet` with a trial's outcome: the metric on both splits, and the others."""
     return metric.val, metric.test, *_MORE_COLUMNS
 
 
 RESULT_COLUMNS = result_columns(ACCURACY)
-"""Those of classification."""
+"""The outcome columns of a classification task."""
 
 
 def best_records(records: Iterable[TrialRecord]) -> dict[float, TrialRecord]:
-    """The best trial of each density (`winners`)."""
+    """The best trial at each density, as `winners` defines it."""
     return winners(records, lambda r: Outcome(r.density, r.number, r.status, r.score, r.nonzero))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One density of the final table."""
+    """The row of one density in the final table."""
 
     density: float
     best: TrialRecord | None
@@ -56,7 +56,7 @@ class Row:
     metric: Metric = ACCURACY
 
     def cells(self) -> list[str]:
-        """As text: density, sparsity, val, test, nonzero, effective density, status, trial, trials."""
+        """Text of: density, sparsity, val, test, nonzero, effective density, status, trial, trials by status."""
         best = self.best
         trials = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         start = [f"{self.density:g}", f"{100 * (1 - self.density):g} %"]
@@ -75,7 +75,7 @@ class Row:
 
 
 def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
-    """The final table, by density from high to low."""
+    """The rows of the final table, by density from high to low."""
     best = best_records(records)
     return [
         Row(density, best.get(density), Counter(r.status for r in records if r.density == density), metric)
@@ -84,9 +84,9 @@ def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
 
 
 def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
-    """A row per trial: density, trial number, every hyperparameter by its dotted name, `result_columns`.
+    """A table with a row per trial: density, trial, hyperparameters by dotted name, and `result_columns`.
 
-    With the metric among its `attrs`, which parquet files keep, so that reports can be made from the table.
+    Its `attrs`, which parquet files keep, hold the metric, so that a report can be made from the table alone.
     """
     table, metric = [], metric_of(base)
     columns = result_columns(metric)
@@ -99,7 +99,7 @@ def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: C
         table.append({"density": record.density, "trial": record.number, **parameters, **results})
     frame = pd.DataFrame(table)
     for name in frame.columns:
-        # `mask: null` beside `mask.lambda1`: the section's own column says nothing.
+        # A section that is null in some trials (`mask: null` beside `mask.lambda1`) has an empty column.
         if frame[name].isna().all() and any(other.startswith(f"{name}.") for other in frame.columns):
             frame = frame.drop(columns=name)
         elif name not in columns and frame[name].map(type).nunique() > 1:
@@ -113,7 +113,7 @@ def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: C
 def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> None:
     """Write `results.parquet` and `best/density-<d>.yaml` into the sweep's folder."""
     best = best_records(records)
-    for name in store.names("best"):  # of an earlier space
+    for name in store.names("best"):  # left by an earlier space
         if name.removesuffix(".yaml") not in {density_name(density) for density in best}:
             store.delete_file(f"best/{name}")
     if not records:
@@ -127,7 +127,7 @@ def write(store: Store, records: list[TrialRecord], run_ids: Mapping[str, str], 
 
 
 def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> str:
-    """A configuration that `prunetune.train` runs as it is, with where it comes from as a comment."""
+    """A configuration file for `prunetune.train`, with a comment that names the trial it comes from."""
     metric = metric_of(base)
     lines = [
         f"# The best of sweep {base.name!r} at density {record.density:g}: trial {record.number}, "
@@ -141,7 +141,7 @@ def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> 
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Numbers as floats, anything else mixed as text: parquet has one type per column."""
+    """Convert numbers to floats and other mixed values to text, because a parquet column has one type."""
     present = column[column.notna()]
     if present.map(lambda value: isinstance(value, int | float) and not isinstance(value, bool)).all():
         return column.astype(float)

@@ -1,7 +1,7 @@
-"""What the store keeps of a sweep (`keep:` in its file): the decision, and carrying it out while it runs.
+"""Decides which stages of a sweep the store keeps (`keep:` in its file), and deletes the others.
 
-Results are in the ledger and stay. This is about networks and masks: those that are handed over, and those
-that other trials may still start from.
+Results are in the ledger and always stay. This module is about stored networks and masks: it keeps those of
+the best trials, and those from which other trials may still start.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from prunetune.store import Store
 logger = logging.getLogger(__name__)
 
 _MANY = 8
-"""For more keys than these, one listing of the store is cheaper than asking for each."""
+"""To delete more keys than this, list the store once instead of asking it for each key."""
 
 
 def kept_keys(records: Collection[TrialRecord], policy: KeepConfig, *, going_on: bool) -> set[str]:
-    """The store's keys that a sweep with these records keeps; `going_on`: it has trials to run.
+    """The keys of the stages that a sweep with these records keeps; `going_on` if it has trials to run.
 
-    Everything of the best trial at each density, as `results.best_records` has it, so that it can be
-    trained on, explained and extended; everything of unfinished trials (failed ones are tried again). Of
-    the others only what further trials may start from, while there are any.
+    It keeps all stages of the best trial at each density (`results.best_records`), so that the network can be
+    trained further and examined, and all stages of unfinished trials, because failed ones are tried again. Of
+    other trials it keeps only the stages from which further trials may start, while there are any to run.
     """
     best = {record.uid for record in results.best_records(records).values()}
     shared = going_on or policy.pre_pruning == "always"
@@ -40,26 +40,26 @@ def kept_keys(records: Collection[TrialRecord], policy: KeepConfig, *, going_on:
 
 
 def all_keys(records: Iterable[TrialRecord]) -> set[str]:
-    """Every key that these records name."""
+    """All keys that these records name."""
     return {key for record in records for key in record.keys.values()}
 
 
 class References:
-    """The keys that others below a storage refer to: all sweeps but one, and trainings.
+    """The keys that all other sweeps and all trainings in a storage refer to.
 
-    A finished sweep refers to what it has kept, as its header says (`kept`). Of one that runs, or that was
-    interrupted, everything that its records name may be needed. A training (`run_pipeline`,
+    A finished sweep refers to the keys that it has kept, which its header lists (`kept`). A running or
+    interrupted sweep may need every key that its records name. A training (`run_pipeline`,
     `prunetune.train`) refers to its stages until its record, below `<name>/trained`, is deleted.
     """
 
     def __init__(self, storage: Store, sweep: str) -> None:
-        """`sweep` is the name of the one that is left out."""
+        """`sweep` is the name of the sweep that is left out."""
         self._storage = storage
         self._sweep = sweep
         self._seen: dict[str, set[str]] = {}
 
     def keys(self) -> set[str]:
-        """As of now. Each record is read once: its keys never change."""
+        """Return the keys as of now. Each record is read only once, because its keys never change."""
         found: set[str] = set()
         for name in self._storage.folders(""):
             if name == "store":
@@ -88,10 +88,10 @@ class References:
 
 
 class Retention:
-    """Removes from the store, whenever a trial has ended, what its sweep does not keep (a `Listener`).
+    """A `Listener` that deletes the stages which the sweep does not keep, whenever a trial has ended.
 
-    What is to be removed follows from the ledger alone, so what a killed driver has left goes with the next
-    trial that ends.
+    The stages to delete follow from the ledger alone, so those that a killed driver has not deleted are
+    deleted after the next trial that ends.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Retention:
     ) -> None:
         """`fitting` are the records that belong to today's space; `store` holds the stages.
 
-        What earlier spaces have left is not touched: the space may be changed back. `--gc` removes it.
+        Stages of earlier spaces stay, because the space may be changed back; `--gc` deletes them.
         """
         self._policy = policy
         self._ledger = ledger
@@ -116,18 +116,18 @@ class Retention:
         self._failed = False
 
     def started(self, record: TrialRecord) -> None:
-        """Its keys come (back) into the store."""
+        """Note that the trial's stages are written to the store, perhaps again."""
         self._gone -= set(record.keys.values())
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """Nothing."""
+        """Do nothing: stages are deleted only when a trial ends."""
 
     def ended(self, record: TrialRecord) -> None:
-        """It is the best of its density, or it is not."""
+        """Delete the stages that are not kept, now that the trial may have become the best at its density."""
         self.apply(going_on=True)
 
     def apply(self, *, going_on: bool) -> set[str] | None:
-        """Remove what is not kept; the keys that are, or None where the store did not allow it."""
+        """Delete the stages that are not kept; return the kept keys, or None where deleting failed."""
         uids = {record.uid for record in self._earlier}
         records = [record for record in self._ledger.records() if record.uid not in uids]
         kept = kept_keys(records, self._policy, going_on=going_on)
@@ -142,7 +142,7 @@ class Retention:
             for key in sorted(droppable):
                 self._store.delete("stages", key)
                 self._gone.add(key)
-        except Exception as error:  # whatever a filesystem raises: a full store must not end a sweep
+        except Exception as error:  # any error of a filesystem: failing to delete must not end a sweep
             if not self._failed:
                 logger.warning("%s: what is not kept cannot be removed: %s", self._store.location, error)
             self._failed = True

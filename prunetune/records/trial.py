@@ -1,4 +1,4 @@
-"""One trial of a sweep: what was proposed, and what came of it."""
+"""The record of one trial: its configuration, its progress and its result."""
 
 from __future__ import annotations
 
@@ -16,30 +16,34 @@ from prunetune.engine.epoch import Epoch
 from prunetune.tasks import ACCURACY, accuracy
 
 Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
-"""`stopped` by early stopping; `collapsed` and `diverged` are results; `failed` raised or lost workers."""
+"""`stopped`: by early stopping. `collapsed`, `diverged`: results. `failed`: an exception, or lost workers."""
 
 RECORDED = Document("a recorded trial", {})
-"""What a message names where a recorded configuration is wrong."""
+"""Stands for the file in messages about a recorded configuration that is wrong."""
 
 FINISHED: tuple[Status, ...] = ("complete", "stopped", "collapsed", "diverged")
-"""What is not tried again when the same command runs again."""
+"""Trials with these statuses have a result, and are not run again when the same command is run again."""
 
 
 _OUTCOME = ("status", "nonzero", "effective_density", "cut_layers", "error")
-"""What a trial gives, beside the metric."""
+"""The fields of a trial's result, besides the metric's values."""
 
 
 @dataclass
 class TrialRecord:
-    """One trial. `uid` is unique over all sweeps; `number` counts within a density, over all spaces.
+    """One trial of a sweep.
 
-    `code` stands for what a configuration does not say (`Problem.code`). `keys` are the store's keys of all
-    that its stages may store, by name; `shared` are those of them that other trials may start from, `network`
-    is the pre-pruned network's, if one is trained, and `network_density` the density that it is for, where
-    its mask aims at one (`stages.plan`). `branched` says that it was proposed as a branch of a pre-pruned
-    network that was there. `params` are the values by Optuna's names, `tree` is the whole configuration.
-    `val` and `test` are the values of the `metric` with this name on the two splits.
-    `epochs_run` were trained by this trial, `epochs_reused` by another one.
+    `uid` is unique over all sweeps; `number` counts the trials at a density, over all spaces. `space` is the
+    `Problem.hash` for which the trial was proposed, `code` is `Problem.code`. `params` are the searched
+    values by Optuna's names, `tree` is the whole configuration.
+
+    `keys` maps the names of the trial's stages to their keys in the store; `shared` are the keys from which
+    other trials may start; `network` is the key of the pre-pruned network, if one is trained, and
+    `network_density` the density for which it is trained, if its mask aims at one (`stages.plan`). `branched`
+    says that the trial was proposed as a branch of a pre-pruned network in the store.
+
+    `val` and `test` are the values of the metric named `metric` on the two splits. `epochs_run` counts the
+    epochs that this trial has trained, `epochs_reused` those that another trial has trained.
     """
 
     uid: str
@@ -57,7 +61,7 @@ class TrialRecord:
     status: Status = "running"
     metric: str = ACCURACY.name
     maximize: bool = True
-    """Whether the higher metric is the better one."""
+    """Whether a higher value of the metric is better."""
     val: float | None = None
     test: float | None = None
     nonzero: int | None = None
@@ -71,43 +75,43 @@ class TrialRecord:
 
     @property
     def score(self) -> float | None:
-        """The validation value by which trials are compared: higher is better. None without a value."""
+        """The validation score by which trials are compared (higher is better), or None without a value."""
         if self.val is None or math.isnan(self.val):
             return None
         return self.val if self.maximize else -self.val
 
     @property
     def val_accuracy(self) -> float | None:
-        """`val`, where that is an accuracy. Raises AttributeError for another metric."""
+        """`val`, if the metric is accuracy. Raises AttributeError for another metric."""
         return accuracy(self.metric, self.val)
 
     @property
     def test_accuracy(self) -> float | None:
-        """`test`, where that is an accuracy. Raises AttributeError for another metric."""
+        """`test`, if the metric is accuracy. Raises AttributeError for another metric."""
         return accuracy(self.metric, self.test)
 
     @property
     def finished(self) -> bool:
-        """Whether there is a result."""
+        """Whether the trial has a result."""
         return self.status in FINISHED
 
     @property
     def config(self) -> Config:
-        """The configuration as it was recorded. Raises ConfigError for one of an older schema."""
+        """The configuration as it was recorded. Raises ConfigError where it follows an older schema."""
         return validate({**self.tree, "densities": [self.density]}, RECORDED)
 
     @property
     def config_hash(self) -> str:
-        """The hash of what the trial computes: equal for equal configurations, wherever they run."""
+        """The hash of all settings that determine the result; equal for equal ones on every machine."""
         return configuration_hash(self.config)
 
     def count_epochs(self) -> None:
-        """Set how many epochs this trial has trained: an interrupted one finds its own in the store."""
+        """Set `epochs_run` and `epochs_reused` by who trained each epoch: a resumed trial reuses its own."""
         self.epochs_run = sum(epoch.owner == self.uid for epoch in self.curve)
         self.epochs_reused = len(self.curve) - self.epochs_run
 
     def take(self, outcome: Mapping[str, Any]) -> None:
-        """Set what the trial gave, from values by name as `PipelineResult.metrics` has them."""
+        """Set the result's fields from values by name, as `PipelineResult.metrics` returns them."""
         for name in _OUTCOME:
             if name in outcome:
                 setattr(self, name, outcome[name])
@@ -115,15 +119,15 @@ class TrialRecord:
         self.test = outcome.get(f"test_{self.metric}")
 
     def plain(self) -> dict[str, Any]:
-        """As plain data."""
+        """Convert the record to plain data, as it is stored."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**fields, "curve": [epoch.plain() for epoch in self.curve]}
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> TrialRecord:
-        """The inverse of `plain`; fields of another version are left out.
+        """Make a record from `plain` data; fields that only other versions have are left out.
 
-        Earlier versions knew no metric but accuracy, and had it under `val_accuracy` and `test_accuracy`.
+        Earlier versions had accuracy as the only metric, under `val_accuracy` and `test_accuracy`.
         """
         if "metric" not in data:
             data = {**data, "val": data.get("val_accuracy"), "test": data.get("test_accuracy")}
@@ -132,7 +136,7 @@ class TrialRecord:
 
 
 def trial_config(record: TrialRecord, base: Config) -> Config:
-    """A record's configuration, with today's say in what does not determine its results."""
+    """A record's configuration, with today's values of the settings that do not determine results."""
     tree, today = {**record.tree}, base.tree()
     for key in DOES_NOT_DETERMINE:
         parent, _, field = key.rpartition(".")
@@ -144,5 +148,5 @@ def trial_config(record: TrialRecord, base: Config) -> Config:
 
 
 def is_at_density(epoch: Epoch, density: float) -> bool:
-    """Whether an epoch says something of the network at the density: it was pruned, to its end."""
+    """Whether the epoch's network has this density: it is pruned, and its mask is at its final density."""
     return epoch.post_epoch is not None and epoch.metrics.get("density_now", 0.0) <= density

@@ -1,4 +1,4 @@
-"""Which trial is the best at a density: the one definition, for records and for rows of a table."""
+"""The only definition of the best trial at a density, used for records and for the rows of a table."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
-    """What of a trial decides: `score` is its validation score, higher is better; None where it has none."""
+    """The values by which trials are ranked; `score` is the validation score (higher is better) or None."""
 
     density: float
     number: int
@@ -19,10 +19,10 @@ class Outcome(NamedTuple):
 
 
 def winners(trials: Iterable[T], outcome_of: Callable[[T], Outcome]) -> dict[float, T]:
-    """The best trial of each density by its validation score, the earlier one of equals.
+    """The best trial at each density by its validation score; of equal ones, the earlier.
 
-    One that collapsed is taken only where no other is complete, one without a score or without any weight
-    left never: that is a result, but no network to train.
+    A collapsed trial wins only where no trial is complete. A trial without a score, or without any weight
+    left, never wins: it is a result, but it gives no network to train.
 
     >>> trials = [Outcome(0.1, 0, "complete", 0.7, 9), Outcome(0.1, 1, "complete", 0.8, 9)]
     >>> winners(trials, lambda outcome: outcome)[0.1].number
