@@ -1,1 +1,1 @@
-"""Who is told of a sweep while it runs: MLflow, and the person at the terminal."""
+"""The trackers, which record or show a sweep while it runs: MLflow, the live view at the terminal."""

@@ -1,4 +1,4 @@
-"""The trackers that are built in, by the name in `tracking.trackers`."""
+"""Functions that make the built-in trackers, by their names in `tracking.trackers`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from prunetune.trackers.tracker import Sweep, Tracker
 
 
 def mlflow(sweep: Sweep) -> Tracker:
-    """A parent run for the sweep and a nested run per trial, where `tracking` says.
+    """Make the MLflow tracker: a parent run for the sweep, a nested run per trial, as `tracking` configures.
 
-    Raises UserError where MLflow knows no such kind of place.
+    Raises UserError where MLflow cannot handle the configured kind of tracking URI.
     """
-    from prunetune.trackers.mlflow import experiments, tracker  # takes seconds, and a file is read without it
+    # Imported here because it takes seconds, and reading a sweep's file does not need it.
+    from prunetune.trackers.mlflow import experiments, tracker
 
     place = experiments.place(sweep.config)
     experiments.check(place)

@@ -1,4 +1,4 @@
-"""All trackers of a sweep as one, of which none can stop it."""
+"""All trackers of a sweep as one object; an error in one of them does not stop the sweep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Closed:
-    """What a tracker leaves: its name, how to look at it ("" unknown), how much could not be written."""
+    """A closed tracker: its title, how to view what it wrote ("" if unknown), how many writes failed."""
 
     title: str
     look: str
@@ -46,13 +46,13 @@ class _Member:
 
 @final
 class Trackers:
-    """Tells each tracker everything. What one raises is logged, the first time, and counted.
+    """Passes every call on to all trackers; exceptions of a tracker are counted, and the first is logged.
 
-    It goes on being told: its trouble may pass.
+    A tracker that has raised still gets the next calls, because its problem may be temporary.
     """
 
     def __init__(self, trackers: Sequence[tuple[str, Tracker]]) -> None:
-        """Each with the name that the file gives it."""
+        """`trackers` are pairs of the name in the sweep's file and the tracker."""
         self._members = [_Member(name, tracker) for name, tracker in trackers]
 
     @classmethod
@@ -79,27 +79,27 @@ class Trackers:
         return {}
 
     def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
-        """As `Tracker` says."""
+        """Call `Tracker.begin` of each tracker."""
         self._tell("begin", file, records)
 
     def started(self, record: TrialRecord) -> None:
-        """As `Listener` says."""
+        """Call `Listener.started` of each tracker."""
         self._tell("started", record)
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """As `Listener` says."""
+        """Call `Listener.epochs` of each tracker."""
         self._tell("epochs", record, epochs)
 
     def ended(self, record: TrialRecord) -> None:
-        """As `Listener` says."""
+        """Call `Listener.ended` of each tracker."""
         self._tell("ended", record)
 
     def finish(self, status: str, summary: Mapping[str, float], files: Mapping[str, str]) -> None:
-        """As `Tracker` says."""
+        """Call `Tracker.finish` of each tracker."""
         self._tell("finish", status, summary, files)
 
     def close(self) -> list[Closed]:
-        """Close each; what they leave."""
+        """Close each tracker; return its title, how to view what it wrote, and how many writes failed."""
         return [self._close(member) for member in self._members]
 
     def _close(self, member: _Member) -> Closed:
@@ -143,7 +143,7 @@ def _make(sweep: Sweep, section: TrackerConfig, index: int) -> Tracker:
         tracker: Tracker = section.component(sweep, **section.options)
     except UserError:
         raise
-    except Exception as error:  # before the first trial: nothing is lost yet
+    except Exception as error:  # raised before the first trial, when nothing is lost yet
         raise UserError(
             f"tracking.trackers.{index} = {section.name!r}: cannot be made: {type(error).__name__}: {error}"
         ) from error

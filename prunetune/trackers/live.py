@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a live table on a terminal, a line per trial elsewhere."""
+"""Shows a running sweep: a live table on a terminal, elsewhere a line of text per trial."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunetune.tasks import ACCURACY, Metric
 
 
 class Progress:
-    """Listens to a sweep; use as a context manager around it."""
+    """A `Listener` that shows the sweep's progress within its context (`with`)."""
 
     def __init__(
         self,
@@ -49,16 +49,16 @@ class Progress:
         self._live.stop()
 
     def started(self, record: TrialRecord) -> None:
-        """A trial is running."""
+        """Show the trial as running."""
         self._since = self._since or time.monotonic()
         self._running[record.uid] = (record, None)
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """It has come this far."""
+        """Show the newest epoch of the running trial."""
         self._running[record.uid] = (record, epochs[-1])
 
     def ended(self, record: TrialRecord) -> None:
-        """It is done."""
+        """Count the trial as done; without a terminal, print a line with its result."""
         self._running.pop(record.uid, None)
         self._done.append(record)
         if not self._console.is_terminal:
@@ -78,7 +78,7 @@ class Progress:
         ).replace("[", r"\[", 1)
 
     def _left(self) -> str:
-        """Estimated time to the end, from the trials this process has finished."""
+        """The estimated time to the end as text, from the trials finished in this run; "" if unknown."""
         finished = len(self._done) - self._before
         missing = len(self._search) + len(self._running)
         if self._since is None or not finished or not missing:
@@ -129,7 +129,7 @@ class Progress:
 
 
 def results_table(rows: list[Row]) -> Table:
-    """The end of a sweep: the best configuration at each density."""
+    """The final table of a sweep: the best trial at each density."""
     noun = rows[0].metric.noun if rows else ACCURACY.noun
     table = Table(title=f"Best per density (chosen by validation {noun})", title_justify="left")
     for name in ("density", "sparsity", "val", "test", "nonzero", "effective", "status", "trial", "trials"):
@@ -140,7 +140,7 @@ def results_table(rows: list[Row]) -> Table:
 
 
 def duration(seconds: float) -> str:
-    """`1 h 05 min`, `3 min 20 s` or `12 s`."""
+    """Format a duration for people: `1 h 05 min`, `3 min 20 s` or `12 s`."""
     whole = round(seconds)
     if whole >= 3600:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,7 +1,7 @@
-"""Who is told how a sweep goes, and how to write one's own.
+"""The interface of trackers, and how to write your own.
 
-A *tracker* shows or records a sweep somewhere: MLflow is built in. Another one is a class, or a function that
-makes an object, which `tracking.trackers` names by its import path, with options of its own:
+A *tracker* shows or records a sweep somewhere; MLflow is built in. Your own tracker is a class, or a function
+that returns an object, which `tracking.trackers` names by its import path, together with its options:
 
     tracking: {trackers: [mlflow, {name: 'my_package.my_module:Lines', path: trials.jsonl}]}
 
@@ -10,10 +10,10 @@ makes an object, which `tracking.trackers` names by its import path, with option
         def begin(self, file, records): ...
         ...
 
-It is made with the `Sweep` and its options, which are its further parameters. `Tracker` says what it is
-told, and when. All of it happens in the process that was started, in one thread, while the sweep waits: what
-takes long belongs into a thread of the tracker's own. What a tracker raises is logged, once, and stops
-nothing (`group.py`).
+The class is called with the `Sweep` and the options, as keywords. `Tracker` describes the methods that are
+then called, and when. All calls come from one thread of the process that runs the sweep, and the sweep waits
+for them: a tracker should do slow work in a thread of its own. An exception that a tracker raises is logged
+once, and does not stop the sweep (`group.py`).
 """
 
 from __future__ import annotations
@@ -28,46 +28,50 @@ from prunetune.records.trial import TrialRecord
 
 
 class Listener(Protocol):
-    """Somebody who wants to know what trials do: a tracker, the live view, retention."""
+    """An object that is told what the trials of a sweep do: a tracker, the live view, or retention."""
 
     def started(self, record: TrialRecord) -> None:
-        """A trial is running, for the first time or again; the record says what is tried."""
+        """Called when a trial starts, for the first time or again; the record has its configuration."""
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """It has finished these epochs: each is told once, in order, also where it came from the store."""
+        """Called when a trial has new epochs: each epoch once, in order, including reused ones."""
 
     def ended(self, record: TrialRecord) -> None:
-        """It has ended; `record.status` says how, and the record has its results."""
+        """Called when a trial has ended; `record.status` says how, and the record has the results."""
 
 
 class Tracker(Listener, Protocol):
-    """A listener that also sees the beginning and the end of each run of a sweep.
+    """A listener that is also told of the beginning and the end of each run of a sweep.
 
-    It may have further attributes, each of which may be missing: `title`, its name in messages; `look`, how a
-    person comes to what was written, as a line for the end; `run_ids`, by a trial's `uid` the id of what was
-    written of it, for the column `mlflow_run_id` of the results.
+    It may have three further attributes, all optional: `title` is its name in messages; `look` is a line,
+    printed at the end, that says how to view what was written; `run_ids` maps each trial's `uid` to the id
+    under which it was written, for the column `mlflow_run_id` of the results.
     """
 
     def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
-        """The sweep is run, perhaps again. `file` is its tree as given, with distributions.
+        """Called when the sweep is run, for the first time or again.
 
-        `records` are the trials of earlier runs, finished or not: told then, unless the tracker is new.
+        `file` is the configuration tree as given, with distributions. `records` are the trials of earlier
+        runs, finished or not; the tracker was told of them then, unless it has been added since.
         """
 
     def finish(self, status: str, summary: Mapping[str, float], files: Mapping[str, str]) -> None:
-        """This run has ended: `status` is finished, interrupted or failed.
+        """Called when this run of the sweep ends; `status` is "finished", "interrupted" or "failed".
 
-        `summary` has the best validation score of each density, `files` the best configurations as YAML, by
-        their path in the sweep's folder.
+        `summary` has the best validation score at each density. `files` has the best configurations as YAML
+        text, by their paths in the sweep's folder.
         """
 
     def close(self) -> int:
-        """Write what is still to be written, within seconds; how many entries could not be."""
+        """Write all pending entries, within seconds; return how many could not be written."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a tracker is made for: `id` is the same whenever the sweep is run, `folder` a path or URI."""
+    """The sweep for which a tracker is made.
+
+    `id` is the same each time the sweep is run; `folder` is the sweep's folder, a path or a URI.
+    """
 
     id: str
     config: Config

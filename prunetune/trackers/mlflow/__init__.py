@@ -1,1 +1,1 @@
-"""A sweep as MLflow shows it; written by one thread."""
+"""Writes a sweep to MLflow, and reads configurations back from it."""

@@ -1,4 +1,4 @@
-"""The files of MLflow's runs. Their storage may be another than the server's, and be away on its own."""
+"""Writes the files of MLflow's runs, whose storage may be unavailable although the server is up."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ logger = logging.getLogger(__name__)
 
 _TAG = "prunetune.files"
 _PAUSE = 60.0
-"""Seconds for which a storage that is away is left alone: a try may take as long as its time-out."""
+"""Seconds between tries to reach an unavailable storage, because each try may last until its time-out."""
 
 
 @final
 class Artifacts:
-    """Writes files; a run that lacks some is marked in MLflow, so that the next sweep writes them."""
+    """Writes runs' files; a run that lacks files is marked in MLflow, so that the next sweep writes them."""
 
     def __init__(self, uri: str) -> None:
-        """`uri` is for the warning."""
+        """`uri` is MLflow's tracking URI, for the warning."""
         self._uri = uri
         self._missing: dict[tuple[str, str], str] = {}  # (run, name) -> text
         self._marked: set[str] = set()
@@ -30,16 +30,16 @@ class Artifacts:
         self._next_try = -math.inf
 
     def found(self, run: Any) -> None:
-        """A run of an earlier driver; it may be marked."""
+        """Read from a run of an earlier driver whether it is marked as lacking files."""
         if _TAG in run.data.tags:
             self._marked.add(run.info.run_id)
 
     def is_lacking(self, run_id: str) -> bool:
-        """Whether the run is marked."""
+        """Whether the run is marked as lacking files."""
         return run_id in self._marked
 
     def attach(self, client: MlflowClient, run_id: str, text: str, name: str) -> None:
-        """Write a file, now or, where the storage is away, at the end. Raises nothing: metrics go on."""
+        """Write a file now, or at the end if the storage is unavailable. Raises nothing."""
         self._missing[run_id, name] = text
         if time.monotonic() >= self._next_try:
             self._write(client, run_id, name)
@@ -47,11 +47,11 @@ class Artifacts:
             self._mark(client, run_id)
 
     def all_given(self, run_id: str) -> None:
-        """Everything that belongs to the run has been attached."""
+        """Note that all files of the run have been passed to `attach`."""
         self._whole.add(run_id)
 
     def close(self, client: MlflowClient, patience: float) -> int:
-        """Write what is missing, for about `patience` seconds; how many files stay so."""
+        """Write the missing files, for about `patience` seconds; return how many are still missing."""
         end = time.monotonic() + patience
         for run_id, name in list(self._missing):
             if not self._write(client, run_id, name) and time.monotonic() > end:
@@ -60,7 +60,7 @@ class Artifacts:
         for run_id in lacking:
             self._mark(client, run_id)
         for run_id in (self._marked & self._whole) - lacking:
-            with suppress(Exception):  # at worst the next sweep writes them once more
+            with suppress(Exception):  # if the mark stays, the next sweep writes the files once more
                 client.delete_tag(run_id, _TAG)
         return len(self._missing)
 
@@ -77,6 +77,6 @@ class Artifacts:
 
     def _mark(self, client: MlflowClient, run_id: str) -> None:
         if run_id not in self._marked:
-            with suppress(Exception):  # the server is away, too: tried again at the end
+            with suppress(Exception):  # the server is unavailable too; `close` tries again
                 client.set_tag(run_id, _TAG, "missing")
                 self._marked.add(run_id)

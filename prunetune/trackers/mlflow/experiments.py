@@ -1,4 +1,4 @@
-"""Where in MLflow a sweep's runs are, and what is written and read there beside a sweep's own course."""
+"""Finds a sweep's experiment in MLflow, reads configurations from it, and logs single trainings."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from prunetune.store import Store
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep's runs are."""
+    """The tracking URI and the experiment that hold a sweep's runs."""
 
     uri: str
     experiment: str
-    artifacts: str | None  # for an experiment that is made; None leaves it to the server
+    artifacts: str | None  # URI of the artifacts of a new experiment; None: the server chooses
 
 
 def place(config: Config) -> Place:
-    """`tracking` of a configuration.
+    """Return the place that `tracking` of a configuration names.
 
-    By default the server of MLFLOW_TRACKING_URI, else SQLite in the run folder (`runs/` for remote storage).
+    By default it is the server of MLFLOW_TRACKING_URI, else an SQLite file in the sweep's folder (or in
+    `runs/<name>` for remote storage).
     """
     experiment = config.tracking.experiment or config.name
     uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -49,7 +50,7 @@ def place(config: Config) -> Place:
 
 
 def check(where: Place) -> None:
-    """Raise UserError where MLflow knows no such kind of place. Servers and databases pass, there or away."""
+    """Raise UserError where MLflow cannot handle the URI. URIs of servers and databases pass untested."""
     if where.uri.startswith(("http://", "https://", "databricks", *DATABASE_ENGINES)):
         return
     try:
@@ -62,14 +63,14 @@ def check(where: Place) -> None:
 
 
 def hyperparameters(tree: dict[str, Any]) -> dict[str, Any]:
-    """Every hyperparameter of a configuration by its dotted name."""
+    """Return the hyperparameters of a configuration tree by their dotted names."""
     return space.flatten({key: tree[key] for key in determining_fields() if tree.get(key) is not None})
 
 
 def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str] | None:
-    """(text of the configuration, tracking URI) logged with a trial's run; None where no such run is found.
+    """Find a trial's run; return (text of its configuration, tracking URI), or None if there is no such run.
 
-    Looks at `uri`, else at MLFLOW_TRACKING_URI and every `<storage>/*/mlflow.db`.
+    Looks at `uri`, or without one at MLFLOW_TRACKING_URI and every `<storage>/*/mlflow.db`.
     """
     candidates = [uri] if uri else []
     if not uri:
@@ -89,7 +90,7 @@ def config_of_run(run_id: str, uri: str | None, storage: str) -> tuple[str, str]
 
 
 def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
-    """Log a finished production training as a run of its own; its id. Raises what MLflow raises."""
+    """Log a finished training as a run of its own; return the run's id. Raises MLflow's exceptions."""
     prepare_client()
     where = place(config)
     client = MlflowClient(where.uri)
@@ -115,14 +116,14 @@ def log_training(config: Config, metrics: dict[str, Any], files: Path) -> str:
         client.log_artifacts(run_id, str(files))
     except Exception:
         with suppress(Exception):
-            client.set_terminated(run_id, "FAILED")  # not RUNNING for ever
+            client.set_terminated(run_id, "FAILED")  # else the run would stay RUNNING
         raise
     client.set_terminated(run_id)
     return run_id
 
 
 def prepare_client() -> None:
-    """Leave what MLflow says to its errors, and how long to try to the caller, not the HTTP client."""
+    """Silence MLflow's logs, and limit its HTTP client's retries, because the callers retry themselves."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "1")
@@ -131,7 +132,7 @@ def prepare_client() -> None:
 
 
 def experiment_id(client: MlflowClient, where: Place) -> str:
-    """The id of the experiment; it is made where there is none, and restored where it was deleted."""
+    """Return the experiment's id; make the experiment if it is missing, restore it if it was deleted."""
     found = client.get_experiment_by_name(where.experiment)
     if found is not None:
         if found.lifecycle_stage == "deleted":  # else nothing can be logged there
@@ -141,7 +142,7 @@ def experiment_id(client: MlflowClient, where: Place) -> str:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether trying again is of no use: not a server that is away, busy or broken."""
+    """Whether a retry is useless: the server refused, rather than being unavailable, busy or broken."""
     if isinstance(error, MlflowException):
         return bool(error.get_http_status_code() < 500 and error.get_http_status_code() != 429)
     return not isinstance(error, OSError | OperationalError | InterfaceError)

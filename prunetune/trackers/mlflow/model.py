@@ -1,4 +1,4 @@
-"""A trained network as a model of MLflow's, which `mlflow.pyfunc.load_model` and its servers load."""
+"""Saves a trained network as an MLflow model, which `mlflow.pyfunc.load_model` and MLflow's servers load."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from prunetune.version import __version__
 
 
 def save(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> Path:
-    """Write `mlflow_model` into an existing folder, in place of an earlier one; its path.
+    """Write `mlflow_model` into an existing folder, replacing an earlier one; return its path.
 
-    It takes inputs as the data hold them, such as pixels 0-255 (N, C, H, W), and gives the task's answers,
-    such as probabilities (N, classes). Raises OSError where the folder cannot be written.
+    The model takes inputs as the data set stores them, such as pixels 0-255 (N, C, H, W), and returns the
+    task's answers, such as probabilities (N, classes). Raises OSError where the folder cannot be written.
     """
     experiments.prepare_client()
     example = data.test.inputs[:2].cpu().numpy()

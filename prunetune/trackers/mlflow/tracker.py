@@ -1,7 +1,7 @@
-"""MLflow, written by one process: a parent run for the sweep, a nested run per trial.
+"""The MLflow tracker: it writes a parent run for the sweep and a nested run per trial.
 
-What is logged is a view on the ledger. Writing happens in a thread of its own behind a queue, so a tracking
-server that is slow or away delays nothing; it is tried again until the sweep ends.
+Everything logged is derived from the ledger. A thread of its own writes it from a queue, so that a slow or
+unavailable tracking server does not delay the sweep; failed writes are retried until the sweep ends.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
 
 
 class Tracker:
-    """Listens to a sweep and writes MLflow. `run_ids` maps trials' uids to their runs, as far as written."""
+    """Writes a sweep to MLflow. `run_ids` maps the uids of trials to the ids of their runs."""
 
     def __init__(
         self, where: experiments.Place, sweep_id: str, name: str, attempts_at_end: float = 20.0
     ) -> None:
-        """`attempts_at_end`: seconds for which `close` goes on trying to reach a server that is away."""
+        """`attempts_at_end` is how many seconds `close` keeps trying to reach an unavailable server."""
         experiments.prepare_client()
         self.run_ids: dict[str, str] = {}
         self.place = where
@@ -64,20 +64,20 @@ class Tracker:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """The tracker's name in messages."""
         return f"MLflow at {self.place.uri}"
 
     @property
     def look(self) -> str:
-        """Where a server shows the runs, or the command that shows a database's."""
+        """A line that says how to view the runs: the server's address, or the command for a database."""
         at_server = self.place.uri.startswith(("http://", "https://"))
         return f"MLflow: {self.place.uri}" if at_server else f"mlflow ui --backend-store-uri {self.place.uri}"
 
     def begin(self, file: dict[str, Any], records: Sequence[TrialRecord]) -> None:
-        """Open the parent run, with the sweep's file as given; bring the runs in line with the records.
+        """Open the parent run with the sweep's file as given, and update the trials' runs from the records.
 
-        A finished trial without a run gets one. A run left RUNNING by a driver that died is closed; it is
-        opened again when its trial goes on.
+        A finished trial without a run gets one. A run that a dead driver left RUNNING is closed, and opened
+        again when its trial resumes.
         """
         text = document.dump(file)
         self._metric = records[0].metric if records else ACCURACY.name  # without records there are no runs
@@ -95,22 +95,22 @@ class Tracker:
                 self._queue.put(lambda record=record: self._rebuild(record))  # type: ignore[misc]
 
     def started(self, record: TrialRecord) -> None:
-        """A run for a trial, found again or made."""
+        """Open the trial's run, or make one."""
         self._queue.put(lambda: self._open(record))
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
-        """Metric series, by global epoch."""
+        """Log the epochs' metrics, with the number of the epoch over all stages as the step."""
         now = int(time.time() * 1000)
         self._queue.put(lambda: self._log(record, [replace(epoch, time=now) for epoch in epochs]))
 
     def ended(self, record: TrialRecord) -> None:
-        """The trial's results and status."""
+        """Log the trial's results and status, and close its run."""
         self._queue.put(lambda: self._close_run(record))
 
     def finish(self, status: str, summary: Mapping[str, float], files: Mapping[str, str]) -> None:
-        """End the parent run as finished, failed or interrupted; trials still open are KILLED.
+        """Close the parent run as finished, failed or interrupted; mark runs that are still open as KILLED.
 
-        `summary` becomes metrics, `files` artifacts.
+        `summary` is logged as metrics, `files` as artifacts.
         """
 
         def finish() -> None:
@@ -129,7 +129,7 @@ class Tracker:
         self._queue.put(finish)
 
     def close(self) -> int:
-        """Write what is left; how many entries could not be written."""
+        """Write all pending entries; return how many could not be written."""
         self._closed_at = time.monotonic()
         self._closing.set()
         self._queue.put(None)
@@ -147,9 +147,9 @@ class Tracker:
                 try:
                     entry()
                     break
-                except Exception as error:  # the sweep must not stop for its log
+                except Exception as error:  # an MLflow error must not stop the sweep
                     if experiments.is_refusal(error):
-                        if not self._parent:  # then every other entry would be, too
+                        if not self._parent:  # no parent run: every other entry would be refused too
                             logger.warning("MLflow at %s refuses this sweep: %s", self.place.uri, error)
                             gave_up = True
                         else:
@@ -171,7 +171,7 @@ class Tracker:
         self._experiment_id = experiments.experiment_id(self._client, self.place)
 
     def _find_runs(self) -> None:
-        """The sweep's parent run and its trials' runs, by tag; the parent is made where there is none."""
+        """Find the sweep's parent run and its trials' runs by tag; make the parent run if it is missing."""
         assert self._client is not None
         found = self._search(f"tags.`{_SWEEP_TAG}` = '{self._sweep_id}'")
         parents = [run for run in found if _TRIAL_TAG not in run.data.tags]
@@ -195,7 +195,7 @@ class Tracker:
                 self._client.set_terminated(run.info.run_id, "KILLED")
 
     def _epochs_of(self, run: Any) -> int:
-        """The last epoch that a run has. Only one that was not closed must be asked for its history."""
+        """The last epoch that a run has logged; its history is fetched only if the run was not closed."""
         assert self._client is not None
         counts = [run.data.metrics.get(name) for name in ("epochs_run", "epochs_reused")]
         if run.info.status == "FINISHED" and None not in counts:
@@ -215,7 +215,7 @@ class Tracker:
                 return found
 
     def _rebuild(self, record: TrialRecord) -> None:
-        """A finished trial which MLflow does not know, or knows in part."""
+        """Write whatever MLflow lacks of a trial that has ended."""
         last = max((epoch.epoch for epoch in record.curve), default=0)
         if record.uid in self._closed and self._logged[record.uid] >= last:
             if self._artifacts.is_lacking(self.run_ids[record.uid]):
@@ -262,7 +262,7 @@ class Tracker:
         metrics = [
             Metric(name, float(value), epoch.time or now, epoch.epoch)
             for epoch in epochs
-            if epoch.epoch > last  # else written before this driver, or in another worker
+            if epoch.epoch > last  # earlier ones were logged already, perhaps by an earlier driver
             for name, value in epoch.metrics.items()
         ]
         stage = epochs[-1].stage if epochs else ""
@@ -301,7 +301,7 @@ class Tracker:
         self._artifacts.attach(self._client, self.run_ids[record.uid], text, "config.yaml")
 
     def _attach_error(self, record: TrialRecord) -> None:
-        """The last of a run's files, if there is one."""
+        """Attach a failed trial's traceback, and note that all files of the run have been attached."""
         assert self._client is not None
         run_id = self.run_ids[record.uid]
         if record.error:
