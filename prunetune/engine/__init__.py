@@ -1,1 +1,1 @@
-"""Training: one loop, and what it runs on."""
+"""Training: one loop for all stages, with its optimizers, checkpoints, precision and data parallelism."""

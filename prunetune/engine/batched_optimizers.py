@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW for K trials at once: torch.optim's steps, with hyperparameters by row."""
+"""SGD, Adam and AdamW for K trials at once: the steps of torch.optim, with hyperparameters per trial."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import torch
 from torch import Tensor, nn
 
 Parameters = Sequence[nn.Parameter]
-"""Of one trial, in the order in which they stand in its row."""
+"""The parameters of one trial, in their order in the trial's row."""
 
 
 class BatchedOptimizer(Protocol):
-    """Steps rows of values (K, n)."""
+    """An optimizer that updates the weights of K trials, the rows of a tensor (K, n), in place."""
 
     def step(self, gradient: Tensor, factor: Tensor) -> None:
-        """A step along `gradient` (K, n); `factor` (K, 1) scales the learning rates."""
+        """Take one step with `gradient` (K, n); `factor` (K, 1) are the factors of the learning rates."""
 
     def write_back(self) -> None:
-        """Put the state into the trials' own optimizers."""
+        """Copy the optimizer's state into the trials' own optimizers."""
 
 
 def batched(
     optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameters], values: Tensor
 ) -> BatchedOptimizer:
-    """One optimizer for the rows of `values` (K, n), which goes on from the states of K optimizers of a kind.
+    """Make one optimizer for the rows of `values` (K, n), starting from the states of K optimizers.
 
-    They must have one parameter group each, `base_lr` in it, and agree in all but learning rate, weight decay
-    and momentum.
+    The K optimizers must be of the same class, have one parameter group each, with `base_lr` in it, and have
+    the same options except for learning rate, weight decay and momentum.
     """
     form: BatchedOptimizer = _FORMS[type(optimizers[0])](optimizers, parameters, values)
     return form
 
 
 def is_batchable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether there is a batched form that steps as this optimizer does."""
+    """Whether `batched` supports this optimizer with its options."""
     if type(optimizer) not in _FORMS or len(optimizer.param_groups) != 1:
         return False
     unusual = ("amsgrad", "maximize", "differentiable", "dampening")
@@ -44,7 +44,7 @@ def is_batchable(optimizer: torch.optim.Optimizer) -> bool:
 
 @final
 class _Adam:
-    """Adam (Kingma and Ba, arXiv 1412.6980), and AdamW where the optimizers are (arXiv 1711.05101)."""
+    """Adam (Kingma and Ba, arXiv 1412.6980), or AdamW (arXiv 1711.05101) if the optimizers are AdamW's."""
 
     def __init__(
         self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameters], values: Tensor
@@ -79,7 +79,7 @@ class _Adam:
 
 @final
 class _Sgd:
-    """SGD with momentum, Nesterov's where the optimizers have it."""
+    """SGD with momentum, or with Nesterov's momentum if the optimizers use it."""
 
     def __init__(
         self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameters], values: Tensor
@@ -88,7 +88,7 @@ class _Sgd:
         self._is_nesterov = optimizers[0].param_groups[0]["nesterov"]
         self._momentum = self._rows.hyper("momentum")
         self._has_momentum = bool(self._momentum.any())
-        # From zeros, the first step's buffer is the gradient, as torch.optim has it.
+        # The buffer starts at zero, so after the first step it is the gradient, as in torch.optim.
         self._buffer = self._rows.gather("momentum_buffer")
 
     def step(self, gradient: Tensor, factor: Tensor) -> None:
@@ -107,7 +107,7 @@ class _Sgd:
 
 @final
 class _Rows:
-    """K trials' parameters, hyperparameters and optimizer states, as rows."""
+    """The parameters, hyperparameters and optimizer states of K trials, one row per trial."""
 
     def __init__(
         self, optimizers: Sequence[torch.optim.Optimizer], parameters: Sequence[Parameters], values: Tensor
@@ -120,12 +120,12 @@ class _Rows:
         self.decays = any(optimizer.param_groups[0]["weight_decay"] for optimizer in optimizers)
 
     def hyper(self, name: str) -> Tensor:
-        """A hyperparameter by trial (K, 1)."""
+        """Return a hyperparameter of each trial (K, 1)."""
         values = [optimizer.param_groups[0][name] for optimizer in self._optimizers]
         return torch.tensor(values, device=self.values.device, dtype=self.values.dtype)[:, None]
 
     def gather(self, name: str) -> Tensor:
-        """A state by trial (K, n); zeros where an optimizer has none yet."""
+        """Collect a state, such as `exp_avg`, of all trials (K, n); zeros where an optimizer has none yet."""
         gathered = torch.zeros_like(self.values)
         for row, states in zip(gathered, self._states(), strict=True):
             offset = 0
@@ -136,7 +136,7 @@ class _Rows:
         return gathered
 
     def scatter(self, name: str, values: Tensor) -> None:
-        """Put a state (K, n) into the optimizers."""
+        """Copy a state (K, n) into the trials' optimizers."""
         for row, states in zip(values, self._states(), strict=True):
             offset = 0
             for parameter, state in states:
@@ -145,12 +145,12 @@ class _Rows:
                 offset += parameter.numel()
 
     def counts(self) -> Tensor:
-        """Steps done by trial (K, 1), in double precision: powers of β near 1 follow."""
+        """The number of steps of each trial (K, 1) in float64, because β near 1 is raised to that power."""
         steps = [float(states[0][1].get("step", 0.0)) for states in self._states()]
         return torch.tensor(steps, device=self.values.device, dtype=torch.float64)[:, None]
 
     def set_counts(self, counts: Tensor) -> None:
-        """Put the steps done into the optimizers, where torch.optim keeps them."""
+        """Copy the numbers of steps into the trials' optimizers, on the device where torch.optim has them."""
         for count, optimizer, states in zip(
             counts[:, 0].tolist(), self._optimizers, self._states(), strict=True
         ):

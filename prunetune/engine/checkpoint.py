@@ -1,4 +1,4 @@
-"""Where a stage under way is, in the store: its newest epoch."""
+"""Checkpoints of a running stage: its newest epoch, in the store."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from prunetune.engine.loop import Learner
 from prunetune.store import Artefacts
 
 Curve = list[dict[str, Any]]
-"""By epoch: its metrics, and as `owner` the trial that computed it."""
+"""One mapping per epoch: its metrics by name, and under `owner` the trial that computed it."""
 
 _LONG_EPOCH = 1.0
-"""Seconds from which an epoch is worth a checkpoint of its own."""
+"""Epochs of at least this many seconds each get a checkpoint."""
 _WRITING = 10.0
-"""So many times as long as a checkpoint takes to write, passes until the next one."""
+"""Wait at least ten times as long as the last write took, so that writing stays below 10 %."""
 
 
 @dataclass
 class EpochCheckpoint:
-    """The newest epoch of a stage under way, in the store.
+    """Writes the newest epoch of a running stage to the store, and loads it.
 
-    An epoch of a second or more is written at once, so that a machine that is lost costs no other; shorter
-    ones when `interval` seconds have passed since the last. But writing shall take no more than a tenth of
-    the time: where it is slow, a few epochs pass in between, at most three intervals.
+    Epochs of a second or more are written at once, so that a lost machine costs no more than the running
+    epoch; shorter epochs are written when `interval` seconds have passed since the last write. Writing must
+    take no more than a tenth of the time: where it is slow, more epochs pass in between, for at most three
+    intervals.
     """
 
     store: Artefacts
@@ -36,10 +37,10 @@ class EpochCheckpoint:
 
     def __post_init__(self) -> None:
         self._asked = self._last = time.monotonic()
-        self._cost = 0.0  # seconds that the last one took to write
+        self._cost = 0.0  # seconds that the last write took
 
     def load(self, learner: Learner) -> Curve:
-        """Bring the learner to where the checkpoint is; the curve so far, [] for none."""
+        """Load the checkpoint into the learner; return the curve so far, [] if there is no checkpoint."""
         found = self.store.load("checkpoints", self.key)
         if found is None:
             return []
@@ -52,7 +53,7 @@ class EpochCheckpoint:
         return curve
 
     def save(self, learner: Learner, curve: Curve) -> bool:
-        """Write one if it is time; whether it was."""
+        """Write a checkpoint if it is time for one; return whether it was written."""
         now = time.monotonic()
         epoch, self._asked = now - self._asked, now
         if now - self._last < checkpoint_wait(epoch, self._cost, self.interval):
@@ -69,12 +70,12 @@ class EpochCheckpoint:
         return True
 
     def delete(self) -> None:
-        """The stage is finished."""
+        """Delete the checkpoint of a finished stage."""
         self.store.delete("checkpoints", self.key)
 
 
 def checkpoint_wait(epoch: float, cost: float, interval: float) -> float:
-    """Seconds from one checkpoint to the next, for an epoch's length and the time that writing takes.
+    """Seconds from one checkpoint to the next; an epoch takes `epoch` seconds, the last write took `cost`.
 
     >>> checkpoint_wait(20.0, 0.1, 5.0), checkpoint_wait(1.2, 0.3, 5.0), checkpoint_wait(0.2, 0.01, 5.0)
     (1.0, 3.0, 5.0)

@@ -1,9 +1,9 @@
-"""Pruned layers that compute without the inputs and outputs that no weight is left for.
+"""Compaction: pruned layers compute without the inputs and outputs that have no weight left.
 
-At low densities most rows and columns of a layer's mask are empty. The product over what is left of both is
-small and dense, and its result is that of the whole layer but for the order of the sums; the optimizer steps
-what is left too. Between epochs the network, its masks and the optimizer's state are whole, so checkpoints,
-stages and results know nothing of it.
+At low densities most rows and columns of a layer's mask are empty. The product over the other rows and
+columns is small and dense, and equals that of the whole layer except for the order of sums; the optimizer
+updates only the small weight too. Between epochs the network, its masks and the optimizer's state are whole,
+so checkpoints, stages and results are not affected.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from prunetune.sparsity.masks import FixedMask, prunable
 logger = logging.getLogger(__name__)
 
 _PAYS = 2**18
-"""Weights to be saved × batch size: what one core multiplies while it picks the inputs and outputs."""
+"""Fewest multiplications saved per batch (weights × batch size) that pay for picking rows and columns."""
 _ROUNDING = 1e-3
-"""Of the largest output: what the order of sums may change of the others."""
+"""Largest change of an output, relative to the largest output, that the order of sums explains."""
 _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
     nn.Conv1d: F.conv1d,
     nn.Conv2d: F.conv2d,
@@ -35,12 +35,12 @@ _CONVOLUTIONS: dict[type[nn.Module], Callable[..., Tensor]] = {
 
 
 class Compaction:
-    """The layers of a model that compute with what their mask left of them; none where it does not pay.
+    """The layers of a model that compute with a small weight, without their mask's empty rows and columns.
 
-    A layer takes part if at most half of its weights are in a row and a column that are not empty, and if it
-    is a plain Linear or Conv layer. None does if the network as a whole would give other outputs, as where a
-    weight is read by others than its layer: found out on random inputs of `shape`, or, for a network that
-    takes indices, on `inputs` (batch_size, …). The masks must rest.
+    A plain Linear or Conv layer is compacted if at most half of its weights are in a row and a column that
+    are not empty, and if that saves enough. No layer is compacted if the network's outputs would change, as
+    where other code than the layer reads a weight: this is tested on random inputs of `shape`, or, for a
+    network that takes indices, on `inputs` (batch_size, …). The masks must not change while this is in use.
     """
 
     def __init__(
@@ -60,14 +60,14 @@ class Compaction:
 
     @property
     def names(self) -> list[str]:
-        """The weights that take part."""
+        """The names of the compacted layers' weights."""
         return [layer.name for layer in self._layers]
 
     @contextmanager
     def around(self, optimizers: list[torch.optim.Optimizer]) -> Iterator[None]:
-        """Within, the layers are small ones, also for the optimizers and the mask.
+        """Within the context, the layers, the optimizers and the mask use the small weights.
 
-        What reads a whole weight there sees that of before. Not to be nested.
+        Code that reads a whole weight meanwhile sees its values from before. Contexts must not be nested.
         """
         with ExitStack() as stack:
             for layer in self._layers:
@@ -79,15 +79,15 @@ class Compaction:
 
 
 class _Layer:
-    """A layer (out, in, …) with the rows and columns of its weight that are not empty."""
+    """A layer with a weight (out, in, …), and the small weight of its rows and columns that are not empty."""
 
     def __init__(self, name: str, module: nn.Module, mask: Tensor) -> None:
         self.name = name
         self.whole: nn.Parameter = module.weight  # type: ignore[assignment]
         self._module = module
-        pairs = mask.flatten(2).any(2) if mask.dim() > 2 else mask.bool()  # of an output and an input
+        pairs = mask.flatten(2).any(2) if mask.dim() > 2 else mask.bool()  # (out, in)
         self._rows, self._columns = _occupied(pairs.any(1)), _occupied(pairs.any(0))
-        # The dimension of the inputs and outputs, counted from the end: in a batch or not.
+        # The dimension of inputs and outputs, counted from the end so that a batch dimension may be missing.
         self._features = 1 - mask.dim()
         self.small = nn.Parameter(self._of(self.whole.detach()))
 
@@ -99,7 +99,7 @@ class _Layer:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the module computes with the small weight; after, the whole one has its values."""
+        """Within the context, the module computes with the small weight; then copy it into the whole one."""
         module: Any = self._module
         with torch.no_grad():
             self.small.copy_(self._of(self.whole))
@@ -114,7 +114,7 @@ class _Layer:
 
     @contextmanager
     def masked(self, mask: FixedMask) -> Iterator[None]:
-        """Within, the mask is applied to the small weight."""
+        """Within the context, the mask object holds the small weight and its mask."""
         whole = mask.masks[self.name]
         mask.weights[self.name], mask.masks[self.name] = self.small, self._of(whole)
         try:
@@ -124,9 +124,9 @@ class _Layer:
 
     @contextmanager
     def stepped(self, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-        """Within, the optimizer steps the small weight; after, its state of the whole one is up to date.
+        """Within the context, the optimizer steps the small weight; then copy its state to the whole one.
 
-        Where a weight was pruned, that state is of no consequence: optimizers go weight by weight.
+        Pruned weights keep their old state, which has no effect: optimizers step each weight by itself.
         """
         small = {
             name: self._of(value) if _is_like(value, self.whole) else value
@@ -189,10 +189,10 @@ def _layers(model: nn.Module, mask: FixedMask, batch_size: int) -> list[_Layer]:
 
 
 def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inputs: Tensor | None) -> bool:
-    """Whether a copy with small layers, its whole weights not a number, gives the outputs of one without.
+    """Whether a compacted copy of the model, with NaN in its whole weights, has the outputs of the model.
 
-    While training and for validation: a layer may be used otherwise there (PyTorch's encoder layer is, by
-    its fast path).
+    Tested in training and in evaluation mode, because a model may use a layer differently in the two, as
+    PyTorch's encoder layer does with its fast path.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -209,7 +209,7 @@ def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inpu
                     stack.enter_context(layer.in_place())
                     layer.whole.detach().fill_(math.nan)
                 found = _outputs(small, inputs)
-        except (RuntimeError, TypeError, ValueError):  # it cannot be copied, or takes other inputs
+        except (RuntimeError, TypeError, ValueError):  # the model cannot be copied, or takes other inputs
             return False
     return all(
         bool((one - other).abs().max() <= _ROUNDING * other.abs().max())
@@ -218,7 +218,7 @@ def _is_faithful(model: nn.Module, mask: FixedMask, shape: tuple[int, ...], inpu
 
 
 def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """As in a training step, and as in validation."""
+    """Return the model's outputs in training mode and in evaluation mode."""
     torch.manual_seed(0)
     training = model.train()(inputs).detach()
     with torch.no_grad():
@@ -226,7 +226,7 @@ def _outputs(model: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether it computes what its class says, with all inputs for every output, and is trained so."""
+    """Whether the module is a plain trainable Linear or Conv layer, without groups, hooks or own forward."""
     weight = module.weight
     if "forward" in vars(module) or not weight.requires_grad:
         return False
@@ -238,7 +238,7 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _occupied(lines: Tensor) -> Tensor:
-    """The indices of the rows or columns that hold a weight; of an empty layer the first."""
+    """The indices of the rows or columns that hold a weight; for an empty layer, index 0."""
     found = lines.nonzero().flatten()
     return found if len(found) else found.new_zeros(1)
 

@@ -1,7 +1,7 @@
-"""What happens to the weights around a step, beside the optimizer: the hooks that the loop calls.
+"""The hooks that the training loop calls around each step, with which a mask method changes the weights.
 
-A mask method (`methods/`) is a constraint. One that several trials can run as one batched program also says
-how: its class has a function `batched`, see `Batched`.
+A mask method (`methods/`) is a `Constraint`. If its class also has a function `batched` (see `Batched`),
+several trials can be trained with it as one batched program.
 """
 
 from __future__ import annotations
@@ -17,37 +17,40 @@ Metrics = dict[str, float]
 
 
 class DivergedError(Exception):
-    """The loss or the weights are no longer finite."""
+    """Raised when the loss or the weights are no longer finite."""
 
 
 class Constraint(Protocol):
     """The hooks around a training step, in the order in which they are called."""
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Prepare the weights that the model computes with; `generator` is on their device."""
+        """Prepare the weights for the forward pass, such as by drawing a mask from `generator`.
+
+        `generator` is on the device of the weights.
+        """
 
     def before_step(self, time: float, step: int) -> bool:
-        """Turn the model's gradients into the optimizer's; whether the optimizers are to step.
+        """Change the gradients after the backward pass; return whether the optimizers shall step.
 
-        `time` is the share of the stage done, `step` counts from 0 over the stage.
+        `time` is the share of the stage that is done, in [0, 1); `step` counts from 0 over the whole stage.
         """
 
     def after_step(self) -> None:
-        """Bring the weights back to where they may be."""
+        """Restore the constraint after the optimizers' step, such as by setting pruned weights to zero."""
 
     def before_evaluation(self) -> None:
         """Prepare the weights for evaluation."""
 
     def measure(self) -> Metrics:
-        """What to report of it after an epoch, by name."""
+        """Return the constraint's own metrics after an epoch, such as the density of its mask, by name."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The weights of K trials of one model, a row each, prunable weights first.
+    """The weights of K trials of one model, one row per trial.
 
-    `values` (K, n) are what the optimizers step. The first `prunable` of the n columns are the prunable
-    weights, in the order of `sparsity.masks.prunable`.
+    The optimizers update `values` (K, n). Its first `prunable` columns are the prunable weights, in the order
+    of `sparsity.masks.prunable`.
     """
 
     values: Tensor
@@ -55,73 +58,77 @@ class Rows:
 
 
 class Batched(Protocol):
-    """The constraints of K trials as one, over the rows of their weights.
+    """The constraints of K trials as one object that works on the rows of their weights.
 
-    It comes from the function `batched(constraints, rows)` of the constraints' class, which gives None where
-    these constraints cannot run together. What a trial computes must be what it computes alone, within float
-    tolerance.
+    The function `batched(constraints, rows)` of the constraint's class makes it. Each trial must compute what
+    it computes alone, within float tolerance.
     """
 
     used: Tensor
-    """(K, n): what the models compute with; may be `Rows.values` itself."""
+    """The weights (K, n) of the forward pass; may be `Rows.values` itself."""
     draws: bool
-    """Whether each step needs uniform numbers in [0, 1), one for each prunable weight."""
+    """Whether each step needs random numbers, uniform in [0, 1), one for each prunable weight."""
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
-        """Numbers that change from step to step: lists of one per trial, for each trial's share of the stage.
+        """Return V lists of K numbers that change from step to step, such as regularization strengths.
 
-        They come back on the device, as `now`, (V, K).
+        `times` has, for each trial, the share of its stage that is done. The hooks get the numbers as the
+        tensor `now` (V, K) on the device.
         """
 
     def before_forward(self, uniform: Tensor | None, now: Tensor) -> None:
-        """Prepare `used`; `uniform` is (prunable,), or (K, prunable) where trials draw differently."""
+        """Prepare `used` for the forward pass.
+
+        `uniform` are the random numbers, (prunable,) or (K, prunable) where trials draw different ones; None
+        if `draws` is false.
+        """
 
     def before_step(self, gradient: Tensor, factor: Tensor, now: Tensor) -> None:
-        """Change `gradient` (K, n) in place; `factor` (K, 1) scales the learning rates."""
+        """Change `gradient` (K, n) in place; `factor` (K, 1) are the factors of the learning rates."""
 
     def after_step(self, now: Tensor) -> None:
-        """Bring the rows back to where they may be."""
+        """Restore the constraint in `Rows.values` after the optimizers' step."""
 
     def before_evaluation(self) -> None:
         """Prepare `used` for evaluation."""
 
     def measure(self) -> list[Metrics]:
-        """What to report of each trial."""
+        """Return the metrics of each trial's constraint after an epoch, as `Constraint.measure` does."""
 
     def write_back(self) -> None:
-        """Put what it holds beside the rows into the trials' own constraints."""
+        """Copy all state besides the rows, such as learnt masks, into the trials' own constraints."""
 
 
 @final
 class Unconstrained:
-    """A dense network: nothing beside the optimizer."""
+    """The constraint of a dense network: only the optimizer changes the weights."""
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
+        """Do nothing: dense weights need no preparation."""
 
     def before_step(self, time: float, step: int) -> bool:
-        """Nothing."""
+        """Leave the gradients as they are; every step is an ordinary one."""
         return True
 
     def after_step(self) -> None:
-        """Nothing."""
+        """Do nothing: dense weights may have any value."""
 
     def before_evaluation(self) -> None:
-        """Nothing."""
+        """Do nothing: a dense network is evaluated with the weights that are trained."""
 
     def measure(self) -> Metrics:
-        """Nothing."""
+        """Return no metrics."""
         return {}
 
     @staticmethod
     def batched(constraints: Sequence[Any], rows: Rows) -> Batched:
-        """Nothing to do for any of the trials."""
+        """Make the constraint of K dense networks."""
         return BatchedUnconstrained(rows)
 
 
 @final
 class BatchedUnconstrained:
-    """Dense networks."""
+    """The constraint of K dense networks: only the optimizer changes the weights."""
 
     draws = False
 
@@ -129,24 +136,24 @@ class BatchedUnconstrained:
         self.used = rows.values
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
-        """Nothing changes."""
+        """Return no numbers: nothing changes from step to step."""
         return []
 
     def before_forward(self, uniform: Tensor | None, now: Tensor) -> None:
-        """Nothing."""
+        """Do nothing: dense weights need no preparation."""
 
     def before_step(self, gradient: Tensor, factor: Tensor, now: Tensor) -> None:
-        """Nothing."""
+        """Do nothing: the gradients stay as they are."""
 
     def after_step(self, now: Tensor) -> None:
-        """Nothing."""
+        """Do nothing: dense weights may have any value."""
 
     def before_evaluation(self) -> None:
-        """Nothing."""
+        """Do nothing: dense networks are evaluated with the weights that are trained."""
 
     def measure(self) -> list[Metrics]:
-        """Nothing."""
+        """Return no metrics for any trial."""
         return [{} for _ in self.used]
 
     def write_back(self) -> None:
-        """Nothing."""
+        """Do nothing: there is no state besides the rows."""

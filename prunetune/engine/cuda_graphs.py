@@ -1,8 +1,8 @@
-"""Steps recorded as CUDA graphs: a GPU then need not wait for Python to launch their kernels one by one.
+"""Record training steps as CUDA graphs, so that the GPU need not wait for Python to launch each kernel.
 
 A step of a small network is some hundred kernels of a few microseconds each, and Python takes longer than
-that to launch one. A graph is launched as a whole. It repeats what was recorded: the same kernels over the
-same memory, with the values that the host gave them then.
+that to launch one. A graph is launched as a whole. It repeats the recorded kernels on the same memory, with
+the arguments that the host passed when it was recorded.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 AS_IT_IS = 3
-"""So many calls of a step run as they are: cuDNN tries its algorithms, and libraries take their memory."""
+"""A step is called this often before it is recorded, for cuDNN to choose algorithms and allocate memory."""
 
 Step = Callable[..., None]
 
 
 @final
 class Replayed:
-    """A step that runs as it is `AS_IT_IS` times, is then recorded, and from then on replayed.
+    """A step that is called directly `AS_IT_IS` times, is then recorded, and from then on replayed.
 
-    `step(*inputs)` takes tensors of the same shapes each time, or None, and writes its results to tensors
-    that stay. What it takes from the host must be the same each time, and nothing in it may wait for the
-    device. One that cannot be recorded goes on as it is, with a warning. Must be called within `recordable`.
+    `step(*inputs)` takes tensors of the same shapes each time, or None, and writes its results to the same
+    tensors each time. Numbers that it gets from the host must not change, and it must not wait for the
+    device. A step that cannot be recorded is called directly, with a warning. To be called within
+    `recordable`.
     """
 
     def __init__(self, step: Step) -> None:
@@ -40,13 +41,13 @@ class Replayed:
         self._inputs: tuple[Tensor | None, ...] = ()
 
     def __call__(self, *inputs: Tensor | None) -> None:
-        """One step."""
+        """Run one step, or replay its graph."""
         self._calls += 1
         if self._calls == AS_IT_IS + 1:
             self._inputs = tuple(None if given is None else given.clone() for given in inputs)
             try:
                 self._replay = record(lambda: self._step(*self._inputs))
-            except RuntimeError as error:  # it waits for the device, or memory is too small for a copy of it
+            except RuntimeError as error:  # the step waits for the device, or memory is short
                 self._inputs = ()
                 logger.warning("a step cannot be a CUDA graph and runs as it is: %s", error)
         if self._replay is None:
@@ -59,13 +60,13 @@ class Replayed:
 
 
 def replayed(step: Step, device: torch.device, *, wanted: bool) -> Step:
-    """The step as a CUDA graph where that is wanted and `device` can; else the step itself."""
+    """Return the step as a CUDA graph if that is `wanted` and `device` supports it, else the step itself."""
     return Replayed(step) if wanted and can_record(device) else step
 
 
 @contextmanager
 def recordable(device: torch.device, *, wanted: bool) -> Iterator[None]:
-    """Within, `device` computes on a stream that steps can be recorded from: its usual one cannot be."""
+    """Within the context, compute on a stream of its own: CUDA cannot record from the default stream."""
     if not (wanted and can_record(device)):
         yield
         return
@@ -79,12 +80,15 @@ def recordable(device: torch.device, *, wanted: bool) -> Iterator[None]:
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether there are graphs on `device`."""
+    """Whether `device` supports CUDA graphs."""
     return device.type == "cuda"
 
 
 def record(step: Callable[[], None]) -> Callable[[], None]:
-    """What repeats the kernels that `step` launches; they are not run now. RuntimeError: it cannot be."""
+    """Record the kernels of `step` without running them; return a function that replays them.
+
+    Raises RuntimeError where the step cannot be recorded.
+    """
     graph = torch.cuda.CUDAGraph()
     # Other threads of a worker may use the GPU meanwhile.
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
@@ -94,5 +98,5 @@ def record(step: Callable[[], None]) -> Callable[[], None]:
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all epochs: PyTorch keeps the memory of each stream apart."""
+    """The stream of a device, the same for all epochs, because PyTorch caches memory for each stream."""
     return torch.cuda.Stream(device)

@@ -1,4 +1,4 @@
-"""What is reported of one epoch of one stage, wherever it goes: curves, trackers, early stopping."""
+"""The report of one epoch, from which curves, trackers and early stopping read."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 from prunetune.engine.constraint import Metrics
 
 LAST_STAGE = "post_pruning"
-"""The stage by whose epochs trials are compared."""
+"""The stage whose epochs are compared between trials."""
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch of a stage.
+    """The report of one epoch of a stage.
 
-    `stage_epoch` counts from 1 within the stage, `epoch` over all stages of a trial. `metrics` are its plain
-    numbers by name, `score` the validation score among them by which trials are compared. `reused`: it was
-    read from the store, not computed now; `owner` says who computed it. `last`: the stage is trained.
-    `checkpointed`: the epoch is in the store.
+    `stage_epoch` counts from 1 within the stage, `epoch` from 1 over all stages of a trial. `metrics` are
+    numbers by name; `score` is the validation score (higher is better) by which trials are compared. `key` is
+    the stage's key in the store. `reused` says that the epoch was read from the store, and `owner` which
+    trial computed it. `last` says that the stage's training has ended, `checkpointed` that a checkpoint was
+    written.
     """
 
     stage: str
@@ -34,15 +35,15 @@ class Epoch:
     checkpointed: bool = field(default=False, compare=False)
     epoch: int = 0
     time: int | None = field(default=None, compare=False)
-    """When it was reported, in milliseconds since 1970."""
+    """The time of the report, in milliseconds since 1970."""
 
     @property
     def post_epoch(self) -> int | None:
-        """The number of the post-pruning epoch, from 1; None before that stage."""
+        """The number of the epoch within post-pruning, from 1; None in earlier stages."""
         return self.stage_epoch if self.stage == LAST_STAGE else None
 
     def report(self) -> dict[str, Any]:
-        """Everything by name, as `run_pipeline` reports it; `post_epoch` only after pruning."""
+        """All values by name, as `run_pipeline` reports them; `post_epoch` only in post-pruning."""
         post = {} if self.post_epoch is None else {"post_epoch": self.post_epoch}
         return {
             "epoch": self.epoch,
@@ -57,7 +58,7 @@ class Epoch:
         }
 
     def plain(self) -> dict[str, Any]:
-        """What a record keeps of it, as plain data."""
+        """The fields that a trial's record keeps, as plain data."""
         return {
             "epoch": self.epoch,
             "stage": self.stage,
@@ -70,10 +71,10 @@ class Epoch:
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Epoch:
-        """The inverse of `plain`, for what earlier versions have written, too."""
+        """Make an epoch from `plain` data, also from that of earlier versions."""
         if "metrics" in data:
             return cls(**{f.name: data[f.name] for f in dataclasses.fields(cls) if f.name in data})
-        # Earlier versions had the metrics beside the rest, and accuracy was the only score.
+        # Earlier versions stored the metrics next to the other fields, and accuracy was the only score.
         names = ("epoch", "stage", "reused", "post_epoch", "time")
         metrics = {name: value for name, value in data.items() if name not in names}
         return cls(

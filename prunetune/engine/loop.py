@@ -1,8 +1,8 @@
-"""One epoch, one loop: what the first and the third stage have in common.
+"""The training loop of all stages, by epoch.
 
-Every epoch's randomness (order, augmentation, mask draws, dropout) follows from the stage's seed and the
-epoch's number alone. So an epoch checkpoint needs no random state, and a run that was interrupted gives
-the same bits as one that was not.
+All random numbers of an epoch (order, augmentation, masks, dropout) follow from the stage's seed and the
+epoch's number alone. So a checkpoint holds no random state, and an interrupted run gives the same bits as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from prunetune.tasks import Classification, Task
 
 @dataclass(frozen=True)
 class Smoothing:
-    """How an epoch departs from plain training: label smoothing α, PSwish's β (None: ReLU), the skips' γ."""
+    """The smoothing of an epoch: label smoothing's α, PSwish's β (None: plain ReLU), the skips' weight γ."""
 
     label_smoothing: float = 0.0
     beta: float | None = None
     gamma: float = 0.0
 
     def around(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within, the model has the softer activations and the skips."""
+        """Within the context, the model has the softer activations and the skip connections."""
         return softened(model, beta=self.beta, gamma=self.gamma)
 
 
 @dataclass
 class Learner:
-    """Everything that one stage trains: model, optimizers, constraint, and the schedules.
+    """Everything with which one stage trains: the model, its optimizers, its constraint and the schedules.
 
-    `tensors` are what an epoch checkpoint must hold beside the optimizers' state. `architecture` says what
-    the model was built from and for which task: networks of another may have the same modules and shapes.
+    `tensors` are what an epoch checkpoint must hold besides the optimizers' state. `architecture` describes
+    the configuration and the task for which the model was built, because different networks may have the same
+    modules and shapes.
     """
 
     model: nn.Module
@@ -60,11 +61,11 @@ class Learner:
     replicas: Replicas = ALONE
     architecture: str = ""
     graphs: bool = False
-    """Whether steps are CUDA graphs, on a GPU."""
+    """Whether training steps are recorded as CUDA graphs, on a GPU."""
     compaction: Compaction | None = None
-    """The layers that compute with what their masks left."""
+    """The pruned layers that compute without their empty rows and columns, if any."""
     task: Task | None = None
-    """What is learnt; None: classification."""
+    """The task; None means classification."""
 
     def __post_init__(self) -> None:
         for optimizer in self.optimizers:
@@ -72,37 +73,37 @@ class Learner:
                 group["base_lr"] = group["lr"]
 
     def learns(self, data: Dataset) -> Task:
-        """The task, on these data."""
+        """Return the task; without one, classification of these data."""
         return task_on(data, self.task)
 
     def compacted(self) -> AbstractContextManager[None]:
-        """Within, pruned layers are small where that pays; in evaluation too, for the same order of sums."""
+        """Within the context, compacted layers compute small products, both in training and evaluation."""
         return self.compaction.around(self.optimizers) if self.compaction is not None else nullcontext()
 
 
 @dataclass
 class EpochWork:
-    """One epoch that a stage wants trained and validated.
+    """One epoch that a stage wants to have trained and validated.
 
-    Stages yield it and go on when they are resumed. So whoever drives several trials can compute their
-    epochs as one batched program, and nothing of it is the stages' business.
+    A stage yields it and continues when it is resumed. So the caller, which may drive several trials, can
+    compute their epochs as one batched program, and the stages need not know of that.
     """
 
     learner: Learner
     data: Dataset
     epoch: int
-    """From 0."""
+    """The epoch's number within the stage, from 0."""
     total: int
     batch_size: int
     augmentation: AugmentationConfig | None
     seed: int
     metrics: Metrics | None = None
-    """Of the finished epoch; a loss that is not finite says that training diverged."""
+    """The metrics of the finished epoch; a loss that is not finite means that training diverged."""
 
     def run(self) -> None:
-        """Train the epoch, and validate the network as it will be at the start of the next one.
+        """Train the epoch, and validate the network with the next epoch's smoothing.
 
-        So the last validation, after every horizon, sees the original network.
+        Smoothing has ended by then for the last epoch, so the last validation sees the original network.
         """
         device, learner = self.data.device, self.learner
         with (
@@ -115,7 +116,7 @@ class EpochWork:
     def _run(self) -> None:
         learner, data = self.learner, self.data
         self.metrics = {"train_loss": math.nan}
-        # Dropout: other draws on each replica, for each has other images.
+        # Each replica has other images, so it draws other dropout masks.
         rank = learner.replicas.rank
         seed = seed_of(self.seed, "modules", self.epoch, *([rank] if rank else []))
         with seeded(seed, data.device), suppress(DivergedError):
@@ -140,7 +141,7 @@ class EpochWork:
         self.metrics.update({"val_loss": validation_loss, name: value, **learner.constraint.measure()})
 
     def result(self) -> Metrics:
-        """The epoch's metrics; it is run now, alone, if nobody has run it. Raises DivergedError."""
+        """Return the epoch's metrics; run the epoch first, alone, if it was not run. Raises DivergedError."""
         if self.metrics is None:
             self.run()
         assert self.metrics is not None
@@ -160,7 +161,7 @@ def epochs(
     first: int = 0,
     stop: int | None = None,
 ) -> Iterator[EpochWork]:
-    """The work of epochs `first` to `total`, or only to `stop`."""
+    """Yield the epochs from `first` (counted from 0) up to, but not including, `stop` or else `total`."""
     for epoch in range(first, total if stop is None else stop):
         yield EpochWork(learner, data, epoch, total, batch_size, augmentation, seed)
 
@@ -175,10 +176,10 @@ def train_epoch(
     augmentation: AugmentationConfig | None,
     seed: int,
 ) -> float:
-    """One pass over the training data; the mean loss, the only thing the host waits for.
+    """Train for one pass over the training data; return the mean loss.
 
-    Of the learner's replicas each computes its slice of every batch; what happens to the weights then is the
-    same on all.
+    The host waits for the device only once, to read the loss. Each of the learner's replicas computes its
+    slice of every batch; gradients are summed over them, so that all replicas update their weights alike.
     """
     steps = steps_per_epoch(data, batch_size)
     order = torch.Generator().manual_seed(seed_of(seed, "order", epoch))
@@ -196,7 +197,7 @@ def train_epoch(
         for optimizer in learner.optimizers:
             optimizer.zero_grad()
         loss = task.loss(outputs(x), y, smoothing.label_smoothing)
-        if share != 1:  # so that the sum over the replicas is the whole batch's mean
+        if share != 1:  # then the sum over the replicas is the mean of the whole batch
             loss = loss * share
         loss.backward()
         loss_sum.add_(loss.detach())
@@ -229,9 +230,10 @@ def evaluate(
     replicas: Replicas = ALONE,
     task: Task | None = None,
 ) -> tuple[float, float]:
-    """(the task's metric, mean loss) of the model in evaluation mode, in the given precision.
+    """Return (the task's metric, the mean loss) of the model on a split, in evaluation mode.
 
-    Each of the replicas looks at its part of the split. Without a task: accuracy in [0, 1] and cross-entropy.
+    Each replica evaluates its part of the split. Without a task, the metric is accuracy in [0, 1] and the
+    loss cross-entropy.
     """
     task = task_on(data, task)
     was_training = model.training
@@ -249,11 +251,11 @@ def evaluate(
 
 
 def no_sums(task: Task, split: Split) -> Tensor:
-    """The sums of no example, to start from: a replica's part of a small split may be empty."""
+    """Return `Task.sums` of zero examples, to start from: a replica's part of a small split may be empty."""
     _, targets = task.batch(split.inputs[:0], split.targets[:0])
     return task.sums(torch.zeros(0, *task.output_shape, device=targets.device), targets)
 
 
 def task_on(data: Dataset, task: Task | None) -> Task:
-    """A task; by default classification, as in a configuration."""
+    """Return the task; without one, classification of these data, the default of configurations."""
     return task if task is not None else Classification(data.form)

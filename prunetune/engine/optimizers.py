@@ -1,7 +1,8 @@
-"""What steps the weights: torch.optim's optimizers, with the options that a configuration may give.
+"""The optimizers, from torch.optim, with the options that a configuration may set.
 
-An optimizer of one's own is a function or class of the same form: parameters first, options as keywords, `lr`
-among them. Each parameter group needs `lr`, which the loop multiplies with its schedule's factor.
+Your own optimizer is a function or class of the same form: it takes the parameters first and its options as
+keywords, `lr` among them. Each of its parameter groups needs `lr`, which the loop multiplies by the factor of
+the learning-rate schedule.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def sgd(
     nesterov: bool = True,
     weight_decay: Decay = 0.0,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum, Nesterov's by default; 0 switches both off."""
+    """Stochastic gradient descent with Nesterov momentum by default; `momentum: 0` turns both off."""
     return torch.optim.SGD(
         parameters,
         lr=lr,
@@ -40,21 +41,21 @@ def sgd(
 
 
 def adam(parameters: list[nn.Parameter], *, lr: Rate, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba, arXiv 1412.6980); weight decay is part of the gradient."""
+    """Adam (Kingma and Ba, arXiv 1412.6980); weight decay is added to the gradient."""
     return torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def adamw(parameters: list[nn.Parameter], *, lr: Rate, weight_decay: Decay = 0.0) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): weight decay beside the gradient's step."""
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101): Adam with weight decay decoupled from the gradient."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def make_optimizer(config: OptimizerConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The configured optimizer over `parameters`, all with the same options."""
+    """Make the configured optimizer; all `parameters` have the same options."""
     optimizer: torch.optim.Optimizer = config.component(parameters, **config.options)
     return optimizer
 
 
 def make_schedule(config: ScheduleConfig) -> schedules.Schedule:
-    """The learning rate's factor over a stage, time in [0, 1]."""
+    """Make the schedule of the learning rate's factor, a function of the share of the stage in [0, 1]."""
     return schedules.with_warmup(config.component(**config.options), config.warmup)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 @final
 @dataclass(frozen=True)
 class Precision:
-    """What a network computes in, as `precision` of the configuration has it.
+    """The floating-point format in which a network computes, as `precision` of the configuration says.
 
-    `auto` is bf16 on a GPU that has it and fp32 elsewhere. Parameters, masks, optimizer states and the loss
-    are float32 in either.
+    `auto` is bf16 on a GPU that supports it and fp32 elsewhere. Parameters, masks, optimizer states and the
+    loss are always float32.
     """
 
     configured: Literal["auto", "fp32", "bf16"] = "auto"
@@ -29,9 +29,9 @@ class Precision:
         return self.configured == "bf16"
 
     def forward(self, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor]:
-        """The model as a function of inputs (B, …) on `device`, to outputs (B, …) in float32."""
+        """Return a function from inputs (B, …) on `device` to the model's outputs (B, …) in float32."""
         is_bf16 = self.is_bf16(device)
-        # The images' layout decides that of the convolutions; on a CPU it does not pay.
+        # Convolutions take the memory layout of their input; on a CPU channels-last is no faster.
         channels_last = device.type == "cuda" and any(isinstance(m, nn.Conv2d) for m in model.modules())
 
         def outputs(inputs: Tensor) -> Tensor:
@@ -48,10 +48,11 @@ class Precision:
 
     @contextmanager
     def backends(self, device: torch.device) -> Iterator[None]:
-        """Within, on a GPU: TF32 for what stays float32, unless fp32 is asked for; cuDNN picks by trying.
+        """Within the context, set PyTorch's switches for `device`.
 
-        On a CPU: denormal floats are zero. Adam's moments of weights whose mask has closed decay into
-        denormals, with which a CPU computes several times slower.
+        On a GPU, float32 products use TF32 unless `fp32` is asked for, and cuDNN benchmarks its algorithms.
+        On a CPU, denormal floats are flushed to zero: Adam's moments of closed weights decay to denormals,
+        with which a CPU computes several times slower.
         """
         if device.type != "cuda":
             flushed = _flushes_denormals()
@@ -75,10 +76,10 @@ AUTO = Precision()
 
 
 def prepare_process(threads: int) -> None:
-    """Let this process compute with so many CPU threads; before its first computation.
+    """Set the number of CPU threads and flush denormal floats; to be called before the first computation.
 
-    Another number may add up floats in another order. PyTorch's threads inherit how denormal floats are
-    treated from the thread that starts them, which is why it is not left to `Precision.backends` alone.
+    Another number of threads may add floats in another order. PyTorch's threads inherit the treatment of
+    denormals from the thread that starts them, so `Precision.backends` alone would come too late.
     """
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)

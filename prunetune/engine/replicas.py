@@ -3,12 +3,12 @@
 All replicas draw the same order, augmentation and masks from the same seeds, then take their slice of the
 configured batch; gradients, losses and counts are summed over the replicas. So the weights, the masks and
 every decision are the same on all of them, and the result is that of one replica up to the order in which
-floats are added. The default is one replica, for which all of this does nothing.
+floats are added. With one replica, the default, none of this does anything.
 
-Why not `DistributedDataParallel`: its averages are those of equal slices, its buckets want to own the
-gradients that a `LearnableMask` has as views of one buffer, and masks and RigL need the whole batch's
-gradient at one place in the loop. One reduction of one flat buffer per step is explicit, at the price of
-not overlapping it with the backward pass.
+`DistributedDataParallel` is not used, for three reasons: it averages as if all slices were equally long, its
+buckets would own the gradients that a `LearnableMask` keeps as views of one buffer, and masks and RigL need
+the whole batch's gradient at one place in the loop. One explicit reduction of one flat buffer per step does
+all that, at the price of not overlapping with the backward pass.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True)
 class Replicas:
-    """This process' place among `size` replicas; with several, `torch.distributed` joins them."""
+    """The rank of this process among `size` replicas; several replicas communicate by `torch.distributed`."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
     def joined(cls) -> Replicas:
-        """All processes of the default process group."""
+        """The replicas that are the processes of `torch.distributed`'s default group."""
         return cls(dist.get_rank(), dist.get_world_size())
 
     def part(self, count: int) -> slice:
@@ -51,19 +51,19 @@ class Replicas:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def share(self, count: int) -> float:
-        """The length of this replica's slice, over `count`: the weight of its mean in the whole's."""
+        """The share of `count` items in this replica's slice: the weight of its mean in the whole mean."""
         part = self.part(count)
         return float(part.stop - part.start) / count
 
     def sum(self, *tensors: Tensor) -> None:
-        """Sum over the replicas, in place."""
+        """Sum each tensor over the replicas, in place."""
         if self.size > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
 
     @torch.no_grad()
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum each parameter's gradient over the replicas, in place: where it is, it stays."""
+        """Sum the parameters' gradients over the replicas in place; the gradient tensors are not replaced."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -73,7 +73,7 @@ class Replicas:
         torch._foreach_copy_(gradients, [s.view(g.shape) for s, g in zip(sums, gradients, strict=True)])
 
     def once(self, compute: Callable[[], T]) -> T:
-        """What the first replica computes, on all of them; what it raises, they all raise."""
+        """Compute on the first replica; all replicas return its result, or raise its exception."""
         if self.size == 1:
             return compute()
         box: list[Any] = [None, None]
@@ -88,13 +88,13 @@ class Replicas:
         return cast(T, box[0])
 
     def copy_first(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite the tensors, in place, with the first replica's."""
+        """Overwrite the tensors, in place, with those of the first replica."""
         if self.size > 1:
             for _, tensor in sorted(tensors.items()):
                 dist.broadcast(tensor, 0)
 
     def check_same(self, what: str, value: Mapping[str, Any]) -> None:
-        """Raise WorkError where the replicas have not the same plain values, or tensors equal in every bit.
+        """Raise WorkError unless all replicas have the same plain values and bit-identical tensors.
 
         `what` is the subject of the message.
         """
@@ -110,7 +110,7 @@ class Replicas:
 
     @contextmanager
     def around(self, model: nn.Module) -> Iterator[None]:
-        """Within, batch normalization of a model in training takes its statistics over the whole batch."""
+        """Within the context, batch normalization uses the whole batch's statistics in training."""
         norms = [m for m in model.modules() if isinstance(m, _BatchNorm)] if self.size > 1 else []
         try:
             for norm in norms:
@@ -122,15 +122,15 @@ class Replicas:
 
 
 ALONE = Replicas()
-"""One process, as ever."""
+"""A single replica: training in one process."""
 
 
 @final
 class SharedStore:
-    """A store that the first replica reads and writes for all of them.
+    """A store that only the first replica reads and writes; it sends what it read to the others.
 
-    The others get what it read, so they need no access of their own, all take the same decision whether a
-    stage is there, whoever else writes to the store, and nobody reads what is not written yet.
+    So the other replicas need no access to the storage, all agree on whether a stage is stored even while
+    other processes write to the store, and none reads an entry before it is written.
     """
 
     def __init__(self, store: Artefacts, replicas: Replicas) -> None:
@@ -138,22 +138,22 @@ class SharedStore:
         self._replicas = replicas
 
     def load(self, kind: Kind, key: str) -> Artefact | None:
-        """As the first replica finds it."""
+        """Load on the first replica; all replicas return the result."""
         return self._replicas.once(lambda: self._store.load(kind, key))
 
     def save(self, kind: Kind, key: str, tensors: Mapping[str, Tensor], meta: dict[str, Any]) -> None:
-        """By the first replica."""
+        """Save on the first replica only."""
         if self._replicas.rank == 0:
             self._store.save(kind, key, tensors, meta)
 
     def delete(self, kind: Kind, key: str) -> None:
-        """By the first replica."""
+        """Delete on the first replica only."""
         if self._replicas.rank == 0:
             self._store.delete(kind, key)
 
 
 def checksum(tensor: Tensor) -> int:
-    """Σ (2i + 1) · bitsᵢ modulo 2⁶⁴ over a tensor's elements: another value, or another order, is seen.
+    """Σ (2i + 1) · bitsᵢ modulo 2⁶⁴ over a tensor's elements, to detect other values or another order.
 
     >>> checksum(torch.tensor([True, False, True])), checksum(torch.tensor([False, True, True]))
     (6, 8)
@@ -164,7 +164,7 @@ def checksum(tensor: Tensor) -> int:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the replicas; so is the gradient, as the loss is the sum of theirs."""
+    """Sums a tensor over the replicas, and its gradient too, because the loss is a sum over the replicas."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -180,8 +180,9 @@ class _Sum(torch.autograd.Function):
 
 
 def _synchronized(norm: _BatchNorm, replicas: Replicas) -> Callable[[Tensor], Tensor]:
-    """The layer's forward with the whole batch's statistics, on the layer's own parameters and buffers."""
-    fused = nn.SyncBatchNorm.convert_sync_batchnorm(norm)  # shares them; its kernels are for GPUs only
+    """Return the layer's forward with the whole batch's statistics; it uses the layer's own parameters."""
+    # It shares the layer's parameters and buffers; its kernels run on GPUs only.
+    fused = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
 
     def forward(images: Tensor) -> Tensor:
         out: Tensor = fused(images) if images.is_cuda else _batch_norm(images, norm, replicas)
@@ -191,10 +192,10 @@ def _synchronized(norm: _BatchNorm, replicas: Replicas) -> Callable[[Tensor], Te
 
 
 def _batch_norm(x: Tensor, norm: _BatchNorm, replicas: Replicas) -> Tensor:
-    """Batch normalization of x (B, C, …), this replica's slice of the batch.
+    """Batch normalization of x (B, C, …), this replica's slice, with the whole batch's statistics.
 
-    Each replica's mean and squared deviations from it, not bare sums of squares, are combined (Chan et al.,
-    1979), so nothing is lost by cancellation.
+    It combines each replica's mean and squared deviations from that mean (Chan et al., 1979) instead of sums
+    of squares, which would lose precision by cancellation.
     """
     dims = [0, *range(2, x.dim())]
     shape = [1, -1] + [1] * (x.dim() - 2)
@@ -203,7 +204,7 @@ def _batch_norm(x: Tensor, norm: _BatchNorm, replicas: Replicas) -> Tensor:
     squares = (values - mean.view(shape)).square().sum(dims)
     count = mean.new_full((1,), x.numel() / features)
     own = torch.cat([mean, squares, count])
-    # A row per replica: the sum over the replicas puts them together.
+    # One row per replica, zero elsewhere, so that the sum over the replicas collects all rows.
     rows = _Sum.apply(torch.stack([own if r == replicas.rank else 0 * own for r in range(replicas.size)]))
     means, squared, counts = rows.split([features, features, 1], dim=1)
     n = counts.sum()

@@ -56,7 +56,7 @@ class Row:
     metric: Metric = ACCURACY
 
     def cells(self) -> list[str]:
-        """Text of: density, sparsity, val, test, nonzero, effective density, status, trial, trials by status."""
+        """As text: density, sparsity, val, test, nonzero, effective density, status, trial, trial counts."""
         best = self.best
         trials = ", ".join(f"{count} {status}" for status, count in sorted(self.statuses.items()))
         start = [f"{self.density:g}", f"{100 * (1 - self.density):g} %"]

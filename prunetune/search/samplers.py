@@ -21,7 +21,7 @@ def tpe(*, seed: int) -> optuna.samplers.BaseSampler:
 
 
 def random(*, seed: int) -> optuna.samplers.BaseSampler:
-    """Draw every parameter independently at random; no network is chosen by other densities' results."""
+    """Draw every parameter independently at random; results at other densities do not guide it."""
     import optuna
 
     return optuna.samplers.RandomSampler(seed=seed)
