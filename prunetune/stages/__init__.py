@@ -1,1 +1,1 @@
-"""The three stages of the paper's pipeline; each returns at once when the store has its result."""
+"""The stages of the paper's pipeline; each returns at once if the store already has its result."""

@@ -1,4 +1,4 @@
-"""The network before any training: what is pruned at initialization, and what is gone back to."""
+"""The untrained network, which is pruned at initialization, or to whose weights the pipeline rewinds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from prunetune.store import Artefact
 @final
 @dataclass(frozen=True)
 class Initial(Stage):
-    """A network as its constructor and an initializer make it; `redrawn`: from another seed.
+    """The untrained network, made by its constructor and an initializer; `redrawn` uses another seed.
 
-    It is made anew wherever it is needed, which is quicker than reading it.
+    It is never stored, because making it again is quicker than reading it.
     """
 
     origin: Origin
@@ -30,11 +30,11 @@ class Initial(Stage):
 
     @property
     def name(self) -> str:
-        """`initial`."""
+        """The stage's name, `initial`."""
         return "initial"
 
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Yields nothing; the tensors are the network's parameters and buffers."""
+        """Make the network; yields nothing. The tensors are its parameters and buffers."""
         seed = seed_of(self.origin.seed, "redraw") if self.redrawn else None
         model = self.origin.build(place, seed)
         if self.initializer is not None:

@@ -1,4 +1,4 @@
-"""From a configuration to the stages that it asks for: the only place that reads both."""
+"""Plans the stages of a configuration; the only module that knows both configurations and stages."""
 
 from __future__ import annotations
 
@@ -22,34 +22,34 @@ from prunetune.stages.stage import Origin, Stage, lineage
 @final
 @dataclass(frozen=True)
 class Plan:
-    """All stages of a configuration, up to the last."""
+    """All stages of a configuration; `final` is the last one, from which the others follow."""
 
     final: PostPruning
 
     @cached_property
     def stages(self) -> list[Stage]:
-        """In an order in which they can run, each once."""
+        """The stages in an order in which they can run, each once."""
         return lineage(self.final)
 
     @property
     def keys(self) -> dict[str, str]:
-        """The keys of all that running it may leave in the store, by the stages' names."""
+        """Stage's name -> its key in the store, for all stages that are stored."""
         return {stage.name: stage.key for stage in self.stages if stage.is_stored}
 
     @property
     def shared(self) -> list[str]:
-        """The keys of the trained stages from which other configurations may start, too."""
+        """The keys of the trained stages from which other configurations may also start."""
         return [stage.key for stage in self.stages if stage.is_shared]
 
     @property
     def network(self) -> PrePruning | None:
-        """The stage of the pre-pruned network, or None where none is trained."""
+        """The stage that trains the pre-pruned network, or None where none is trained."""
         whole = [s for s in self.stages if isinstance(s, PrePruning) and s.until is None]
         return whole[0] if whole else None
 
 
 def plan(config: Config, data_digest: str) -> Plan:
-    """The stages of a configuration with one density; `data_digest` as in `Dataset`."""
+    """Plan the stages of a configuration with one density; `data_digest` is `Dataset.digest` of its data."""
     pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
     origin = Origin(
         data=data_digest,
@@ -92,12 +92,12 @@ def plan(config: Config, data_digest: str) -> Plan:
                 origin,
                 rewound if rewound is not None else network,
                 earlier,
-                # Without pre-pruning the rounds are trained as the last stage is.
+                # Without pre-pruning, retraining uses the optimizer of the last stage.
                 (pre or post).optimizer,
                 schedule.epochs,
                 number,
             )
-    elif schedule.name == "gradual":  # all weights stay for now: the last stage prunes while it trains
+    elif schedule.name == "gradual":  # keep all weights for now: the last stage prunes
         density_now = 1.0
         closing = Closing(
             config.density,
@@ -115,7 +115,7 @@ def plan(config: Config, data_digest: str) -> Plan:
 
 
 class Budget(NamedTuple):
-    """Epochs of a trial: before pruning, between its rounds (or to rewind to), and after it."""
+    """Epochs of a trial: of pre-pruning, of retraining rounds (and up to the rewind), of post-pruning."""
 
     pre_pruning: int
     rounds: int
@@ -123,7 +123,7 @@ class Budget(NamedTuple):
 
 
 def most_epochs(template: Mapping[str, Any]) -> Budget:
-    """The most epochs that each part of a trial can have over a space."""
+    """The largest number of epochs that each part of a trial can have in a space."""
     most = Budget(0, 0, 0)
     for assignment in space.assignments(template, is_active):
         config = validate(space.at(template, assignment, is_active), Document("sweep", {}))

@@ -1,4 +1,4 @@
-"""Stage 3: train the weights that stayed (paper, section 3.2)."""
+"""Stage 3: train the weights that pruning has kept (paper, section 3.2)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _MASK = "prunetune:mask:"  # no parameter has such a name
 
 @dataclass(frozen=True)
 class Closing:
-    """How gradual pruning closes the mask while the stage trains, to `density` in the end."""
+    """The settings with which gradual pruning closes the mask during the stage, down to `density`."""
 
     density: float
     start: float
@@ -48,13 +48,14 @@ class Closing:
 @final
 @dataclass(frozen=True)
 class PostPruning(Stage):
-    """The final network: trained under masks, from the weights that `start` has.
+    """Trains the final network under masks, starting with the weights of the stage `start`.
 
-    The masks rest, unless `dynamic` moves them or gradual pruning (`closing`) closes them. The artefact holds
-    the state and, as bits, the final masks (`final_state`, `final_masks`); its meta has the task's metric on
-    the validation and test splits, such as `val_accuracy` and `test_accuracy` (measured here, once, in the
-    precision of training), `nonzero`, `effective_density` and `cut_layers`, the layers with no weight on any
-    path from input to output. Status `collapsed`: no better on the validation split than a constant answer.
+    The masks stay fixed, unless dynamic sparse training moves them or gradual pruning (`closing`) closes
+    them. The artefact holds the parameters and buffers and, as bits, the final masks (`final_state`,
+    `final_masks`). Its meta has the task's metric on the validation and test splits, such as `val_accuracy`
+    and `test_accuracy` (measured once, in the precision of training), `nonzero`, `effective_density`, and
+    `cut_layers`, the layers with no weight on any path from input to output. The status is `collapsed` if the
+    network is no better on the validation split than a constant answer.
     """
 
     origin: Origin
@@ -65,16 +66,16 @@ class PostPruning(Stage):
 
     @property
     def name(self) -> str:
-        """`post_pruning`."""
+        """The stage's name, `post_pruning`."""
         return "post_pruning"
 
     @property
     def epochs(self) -> int:
-        """As configured."""
+        """The number of epochs, as configured."""
         return self.config.epochs
 
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Train."""
+        """Train and evaluate the final network; the stored tensors are its state and its masks."""
         return (
             yield from train(
                 self,
@@ -163,12 +164,12 @@ def _finish(place: Place, learner: Learner) -> tuple[dict[str, Tensor], dict[str
 
 
 def final_state(artefact: Artefact) -> dict[str, Tensor]:
-    """Parameters and buffers of the final network."""
+    """The parameters and buffers of the final network by name, from what `PostPruning` has stored."""
     return {name: tensor for name, tensor in artefact.tensors.items() if not name.startswith(_MASK)}
 
 
 def final_masks(artefact: Artefact) -> dict[str, Tensor]:
-    """Boolean masks of the final network by weight name; none of one that diverged."""
+    """The boolean masks of the final network by weight name; {} if training diverged."""
     return {
         name.removeprefix(_MASK): unpack(bits, artefact.tensors[name.removeprefix(_MASK)].shape)
         for name, bits in artefact.tensors.items()
@@ -177,7 +178,7 @@ def final_masks(artefact: Artefact) -> dict[str, Tensor]:
 
 
 def smoothing_at(config: PostPruningConfig, epoch: int) -> Smoothing:
-    """The smoothing at the start of an epoch (from 0): nothing at and after each piece's own horizon."""
+    """The smoothing at the start of an epoch (from 0); each piece ends at its own horizon."""
     alpha, beta, gamma = 0.0, None, 0.0
     if config.label_smoothing is not None:
         horizon = config.label_smoothing.horizon * config.epochs
@@ -192,7 +193,7 @@ def smoothing_at(config: PostPruningConfig, epoch: int) -> Smoothing:
 
 
 def _endless(origin: Origin, place: Place) -> Iterator[tuple[Tensor, Tensor]]:
-    """Training batches without end, from a seed of their own."""
+    """Yield training batches without end, drawn from a seed of their own."""
     data, task, epoch = place.data, origin.learns(place), 0
     while True:
         seed = seed_of(origin.seed, "rescaling", epoch)

@@ -26,14 +26,14 @@ from prunetune.tasks import ACCURACY, Metric
 @final
 @dataclass(frozen=True)
 class PrePruning(Stage):
-    """The network after pre-pruning, with θ ← θ⊙M where it has a mask.
+    """Trains the pre-pruned network; at the end of the stage θ ← θ⊙M if it has a mask M.
 
-    `density` is given where the mask aims at one, and only there. With `until` the network is that after so
-    many epochs of the stage.
+    `density` is given only for a mask that aims at one. `until` makes it the network after this many epochs
+    of the stage, for rewinding.
 
-    Status `collapsed`: no prunable weight is left, or training ended early (`is_hopeless`). Metrics with a
-    Bernoulli mask: `mask_density` (mean M, the expected density) and `mask_open` (share of M > ½; best near
-    the density that is asked for).
+    The status is `collapsed` if no prunable weight is left, or if training ended early (`is_hopeless`). With
+    a Bernoulli mask the metrics include `mask_density` (the mean of M, the expected density) and `mask_open`
+    (the share of M > ½; best near the density that is asked for).
     """
 
     origin: Origin
@@ -45,16 +45,16 @@ class PrePruning(Stage):
 
     @property
     def name(self) -> str:
-        """`pre_pruning`, or to which epoch."""
+        """The stage's name: `pre_pruning`, or `pre_pruning to epoch N` with `until`."""
         return "pre_pruning" if self.until is None else f"pre_pruning to epoch {self.until}"
 
     @property
     def epochs(self) -> int:
-        """All, or as many as are asked for."""
+        """The number of epochs: those configured, or `until`."""
         return self.config.epochs if self.until is None else self.until
 
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Train; the stored tensors are the network's parameters and buffers."""
+        """Train the network; the stored tensors are its parameters and buffers."""
         config = self.config
         task = self.origin.learns(place)
         chance = task.chance(place.data.validation.targets)
@@ -93,7 +93,7 @@ class PrePruning(Stage):
 
 
 def make_learner(config: PrePruningConfig, model: nn.Module, density: float | None = None) -> Learner:
-    """A model with its optimizers and its mask; `density` for a mask that aims at one."""
+    """Combine a model with its optimizers and its mask; `density` is for a mask that aims at one."""
     factor = make_schedule(config.optimizer.schedule)
     if config.mask is None:
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
@@ -113,10 +113,10 @@ def make_learner(config: PrePruningConfig, model: nn.Module, density: float | No
 
 
 def is_hopeless(curve: Curve, config: PrePruningConfig, chance: float, metric: Metric = ACCURACY) -> bool:
-    """Whether a stage with this curve has collapsed: what comes after it would be a waste.
+    """Whether a stage with this curve has collapsed, so that further training would be wasted.
 
-    The mask is all zero (then no gradient opens it again), or the metric was no better than at chance over
-    the last `chance_patience` of the stage's epochs, 3 at least.
+    It has if the mask is all zero (no gradient opens it again), or if the metric was no better than chance in
+    the last epochs, as many as the share `chance_patience` of the stage's epochs, at least 3.
     """
     if not curve:
         return False

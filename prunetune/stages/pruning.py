@@ -1,4 +1,4 @@
-"""Stage 2: choose the weights that stay; and, in iterative pruning, train what is left between its rounds."""
+"""Stage 2: choose the weights that stay; between rounds of iterative pruning, retrain the network."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from prunetune.tasks import Task
 
 @dataclass(frozen=True)
 class Selection:
-    """How weights are chosen: scores by the criterion, masks by structure and allocation.
+    """The settings of pruning: the criterion scores weights; structure and allocation choose among them.
 
-    `disturbance` breaks the choice on purpose, for sanity checks (arXiv 2009.08576).
+    `disturbance` breaks the choice on purpose, as a sanity check (arXiv 2009.08576).
     """
 
     criterion: CriterionConfig
@@ -44,10 +44,10 @@ class Selection:
 @final
 @dataclass(frozen=True)
 class Masks(Stage):
-    """The masks that keep floor(d·n) weights of a network at density d.
+    """Computes the masks that keep floor(d·n) of the n prunable weights of a network at density d.
 
-    `earlier` are the masks of the round before; what they pruned stays pruned. In a round of iterative
-    pruning `round` is its number.
+    Weights that the masks `earlier`, of the previous round, have pruned stay pruned. `round` is the number of
+    the round in iterative pruning.
     """
 
     origin: Origin
@@ -59,11 +59,11 @@ class Masks(Stage):
 
     @property
     def name(self) -> str:
-        """`pruning`, or the mask of which round."""
+        """The stage's name: `pruning`, or `pruning round N, mask`."""
         return "pruning" if self.round is None else f"pruning round {self.round}, mask"
 
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Yields nothing; the tensors are masks as bits, by weight name (`masks_of`)."""
+        """Compute the masks; yields nothing. The tensors are masks as bits, by weight name (`masks_of`)."""
         yield from ()
         saved = place.store.load("stages", self.key)
         if saved is not None:
@@ -73,7 +73,8 @@ class Masks(Stage):
         alive = masks_of(place.result(self.earlier)) if self.earlier is not None else None
         seed, task = seed_of(self.origin.seed, "pruning"), self.origin.learns(place)
         with self.origin.computes_in.backends(place.data.device):
-            # Once for all replicas: gradients on a GPU are not the same bits twice, and scores may be close.
+            # One replica computes for all: a GPU's gradients are not reproducible to the bit, and scores
+            # may be close.
             masks = place.replicas.once(
                 lambda: prune(
                     model, self.selection, self.density, data=place.data, task=task, alive=alive, seed=seed
@@ -92,7 +93,7 @@ class Masks(Stage):
 @final
 @dataclass(frozen=True)
 class Retraining(Stage):
-    """A network trained under the masks of a round of iterative pruning, from where `start` is."""
+    """Retrains a network under the masks of a round of iterative pruning, from the weights of `start`."""
 
     origin: Origin
     start: Stage
@@ -105,16 +106,16 @@ class Retraining(Stage):
 
     @property
     def name(self) -> str:
-        """Which round's."""
+        """The stage's name, `pruning round N`."""
         return f"pruning round {self.round}"
 
     @property
     def epochs(self) -> int:
-        """`length`."""
+        """The number of epochs, `length`."""
         return self.length
 
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Train; the stored tensors are the network's parameters and buffers."""
+        """Train the network; the stored tensors are its parameters and buffers."""
 
         def make_learner() -> Learner:
             model = self.origin.build(place)
@@ -141,7 +142,7 @@ class Retraining(Stage):
 
 
 def masks_of(artefact: Artefact) -> dict[str, Tensor]:
-    """The boolean masks, by weight name, that `Masks` has stored."""
+    """The boolean masks by weight name, from what `Masks` has stored."""
     shapes = artefact.meta["shapes"]
     return {name: unpack(bits, shapes[name]) for name, bits in artefact.tensors.items()}
 
@@ -156,11 +157,11 @@ def prune(
     alive: dict[str, Tensor] | None = None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Masks for a network at a density.
+    """Compute the boolean masks of a network at a density, by weight name.
 
-    `data` gives the sample that snip, grasp and taylor look at, `task` (by default classification) what is
-    learnt from them; `alive` is what an earlier round left. The model's weights come back as they were, but
-    for what the masks of scoring rounds zero.
+    snip, grasp and taylor compute gradients on a sample of `data`, with the loss of `task` (by default
+    classification). `alive` are the masks of an earlier round; what they pruned stays pruned. The model keeps
+    its weights, except those that scoring rounds have set to zero.
     """
     generator = torch.Generator().manual_seed(seed)
     weights = prunable(model)
@@ -187,7 +188,7 @@ def prune(
             scores = criterion(scene, **selection.criterion.options)
         if selection.disturbance == "invert":
             scores = {name: -score for name, score in scores.items()}
-        # The last round asks for the exact count; the ones before fall geometrically towards it.
+        # The last round keeps the exact count; the counts of earlier rounds fall geometrically towards it.
         count = kept(density, total) if number == rounds else _between(start, density, number / rounds, total)
         masks = _choose(selection, scores, count, masks, generator)
     assert masks is not None
@@ -197,12 +198,12 @@ def prune(
 
 
 def density_of(masks: dict[str, Tensor]) -> float:
-    """The share of ones."""
+    """The share of ones in all masks together."""
     return sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
 
 
 def _between(start: float, end: float, share: float, total: int) -> int:
-    """The count at a share of the way, geometrically; never below the end's."""
+    """Interpolate geometrically between two densities; return the count of weights, at least the end's."""
     return max(kept(end, total), int(total * start ** (1 - share) * end**share))
 
 
@@ -229,7 +230,7 @@ def _choose(
 
 
 def _sample(data: Dataset, task: Task, per_class: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Training examples as the task chooses them, as the network and the loss take them."""
+    """Return the inputs and targets of the training examples that the task chooses for scoring."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(seed)).to(data.device)
     chosen = task.sample(data.train.targets, order, per_class)
     return task.batch(data.train.inputs[chosen], data.train.targets[chosen])

@@ -1,4 +1,4 @@
-"""What a stage is: a frozen value of exactly its inputs, stored under the digest of itself."""
+"""The base class of stages: frozen values of exactly their inputs, stored under the digest of these."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from prunetune.store import Artefact, Artefacts
 from prunetune.tasks import Task
 
 FORMAT = 6
-"""Part of every key: raise it when what a stage computes changes, so that old results are not taken."""
+"""Part of every key; raise it when a stage computes something else, so that old results are not reused."""
 
 Step = Epoch | EpochWork
-"""What a stage yields: an epoch to be trained, then what is to be reported of it."""
+"""A stage yields an `EpochWork` for each epoch to train, and an `Epoch` to report after it."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What all stages of a run have in common.
+    """The inputs that all stages of a run have in common.
 
-    `data` is `Dataset.digest`: it stands for the data's content. `precision` is as the configuration has it.
+    `data` is `Dataset.digest`, which stands for the data's content. `precision` is that of the configuration.
     """
 
     data: str
@@ -52,25 +52,25 @@ class Origin:
     task: TaskConfig
 
     def build(self, place: Place, seed: int | None = None) -> nn.Module:
-        """A fresh network on the data's device, drawn from the run's seed or another one."""
+        """Make a new network on the data's device, drawn from the run's seed or from another one."""
         drawn = seed_of(self.seed if seed is None else seed, "model")
         return tasks.network(self.model, self.learns(place), seed=drawn).to(place.data.device)
 
     def learns(self, place: Place) -> Task:
-        """The task, on the place's data."""
+        """Make the task for the place's data."""
         return tasks.make(self.task, place.data.form)
 
     @property
     def computes_in(self) -> Precision:
-        """The floating-point format."""
+        """The floating-point format in which the stages compute."""
         return Precision(self.precision)  # type: ignore[arg-type]
 
 
 @dataclass
 class Place:
-    """Where stages run. Nothing of it changes what they compute, but for the order in which floats are added.
+    """The surroundings in which stages run; they change results only by the order in which floats are added.
 
-    `owner` names the trial. `graphs`: steps are CUDA graphs, on a GPU; `compact`: pruned layers are small, on
+    `owner` names the trial. `graphs` asks for CUDA graphs on a GPU, `compact` for compacted pruned layers on
     a CPU. `checkpoint_interval` is in seconds.
     """
 
@@ -82,55 +82,56 @@ class Place:
     graphs: bool = False
     compact: bool = False
     results: dict[str, Artefact] = field(default_factory=dict)
-    """Of the stages that have run here, by key, so that none is read twice."""
+    """The results of the stages that have run here, by key, so that none is read twice."""
 
     def result(self, stage: Stage) -> Artefact:
-        """What a stage that has run gave."""
+        """Return the result of a stage that has run here."""
         return self.results[stage.key]
 
 
 class Stage(ABC):
-    """A step of the pipeline. Subclasses are frozen dataclasses whose fields are all that `run` reads.
+    """A step of the pipeline; a frozen dataclass whose `run` reads nothing but its own fields.
 
-    So the key covers what is computed: it is the digest of the fields, with the keys of the stages among
-    them.
+    So its key determines its result: the key is the digest of the fields, in which other stages are
+    represented by their keys.
     """
 
     is_shared: ClassVar[bool] = False
-    """Whether it takes training that trials which differ in what follows can share."""
+    """Whether the stage trains, and trials that differ only in later stages can share its result."""
     is_stored: ClassVar[bool] = True
+    """Whether the result is written to the store."""
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """For people, and for what they may keep or remove: `pre_pruning`, `pruning round 2`."""
+        """The stage's readable name, such as `pre_pruning` or `pruning round 2`."""
 
     @property
     def epochs(self) -> int:
-        """The most epochs that it trains."""
+        """The largest number of epochs that the stage trains."""
         return 0
 
     @abstractmethod
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
-        """Compute it, or take it from the store; the stages before it have run at the same place.
+        """Compute the result, or read it from the store; all `parents` have run at the same place.
 
-        Yields epochs that are to be trained and what is to be reported; returns what is stored.
+        Yields epochs to train and epochs to report; returns the result.
         """
 
     @cached_property
     def key(self) -> str:
-        """Under which the store has its result."""
+        """The key under which the store has the stage's result."""
         return digest(FORMAT, type(self).__name__, _plain(self))
 
     @property
     def parents(self) -> tuple[Stage, ...]:
-        """The stages that this one starts from."""
+        """The stages whose results this one reads."""
         values = [getattr(self, f.name) for f in dataclasses.fields(self)]  # type: ignore[arg-type]
         return tuple(value for value in values if isinstance(value, Stage))
 
 
 def lineage(stage: Stage) -> list[Stage]:
-    """A stage and all that it builds on, each once, in an order in which they can run."""
+    """Return a stage and all stages that it depends on, each once, in an order in which they can run."""
     found: dict[str, Stage] = {}
 
     def visit(stage: Stage) -> None:
@@ -145,7 +146,7 @@ def lineage(stage: Stage) -> list[Stage]:
 
 
 def _plain(value: Any) -> Any:
-    """A stage's fields as data that can be hashed."""
+    """Convert a stage's fields to plain data that can be hashed."""
     if isinstance(value, BaseModel):
         return canonical(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -167,12 +168,12 @@ def train(
     stop: int | None = None,
     is_hopeless: Callable[[Curve], bool] = lambda curve: False,
 ) -> Generator[Step, None, Artefact]:
-    """Train a stage for `total` epochs: from the store, from its newest checkpoint, or from nothing.
+    """Train a stage for `total` epochs, or resume its newest checkpoint, or return its result from the store.
 
-    With `stop` it ends after that many of them, and as soon as `is_hopeless` says so of the curve. Epochs are
-    reported under the stage's name `report_as`; `seed_name` is where their seeds come from. `finish` gives
-    the tensors and the data to store of a network that did not diverge. The artefact's meta has `status`
-    (complete, collapsed or diverged) and `curve` (metrics and owner by epoch).
+    Training ends after `stop` epochs, if given, or as soon as `is_hopeless(curve)` is true. Epochs are
+    reported under the name `report_as`; their seeds are derived from `seed_name`. `finish` returns the
+    tensors and the metadata to store for a network that did not diverge. The artefact's meta has `status`
+    (complete, collapsed or diverged) and `curve` (metrics and owner of each epoch).
     """
 
     task = origin.learns(place)
@@ -198,12 +199,12 @@ def train(
         learner = make_learner()
     learner.task, learner.precision, learner.replicas = task, precision, place.replicas
     learner.architecture = repr((canonical(origin.model), canonical(origin.task)))
-    # What replicas do around a step, and within batch norm, is no work of one device.
+    # Replicas communicate around a step and within batch norm, which a graph of one device cannot record.
     learner.graphs = place.graphs and place.replicas.size == 1
-    place.replicas.copy_first(learner.tensors)  # a rescaling on a GPU is not the same bits twice
+    place.replicas.copy_first(learner.tensors)  # a GPU's rescaling is not reproducible to the bit
     checkpoint = EpochCheckpoint(place.store, key, place.checkpoint_interval)
     curve = checkpoint.load(learner)
-    learner.compaction = _compaction(learner, origin, place)  # of the masks that were loaded
+    learner.compaction = _compaction(learner, origin, place)  # only now are the masks loaded
     first = len(curve)
     yield from replay(curve, stop or total)
     try:
@@ -236,7 +237,10 @@ def train(
 
 
 def _compaction(learner: Learner, origin: Origin, place: Place) -> Compaction | None:
-    """Where masks rest, on a CPU: on a GPU it has not been shown to pay, and replicas sum whole gradients."""
+    """Make the compaction for fixed masks on a CPU, else None.
+
+    On a GPU it has not been shown to pay, and replicas sum the gradients of whole weights.
+    """
     device, constraint = place.data.device, learner.constraint
     if not (place.compact and device.type == "cpu" and place.replicas.size == 1):
         return None

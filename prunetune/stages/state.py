@@ -1,4 +1,4 @@
-"""Parameters and buffers of a network by name."""
+"""Read and write the parameters and buffers of a network by name."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ State = dict[str, Tensor]
 
 
 def state_of(model: nn.Module) -> State:
-    """Parameters and buffers by name, as views of the model's own."""
+    """Return the model's parameters and buffers by name; they share memory with the model."""
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}
 
 
 def load_state(model: nn.Module, tensors: State) -> None:
-    """Put stored parameters and buffers into a model, in place."""
+    """Copy stored parameters and buffers into a model, in place."""
     with torch.no_grad():
         for name, tensor in state_of(model).items():
             tensor.copy_(tensors[name])
