@@ -1,1 +1,1 @@
-"""What happens to the weights around a training step: masks that are learnt, rest, move or close."""
+"""Mask methods: masks that are learnt, stay fixed, move during training, or close gradually."""

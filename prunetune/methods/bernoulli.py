@@ -1,4 +1,4 @@
-"""Bernoulli masks learnt with the weights (arXiv 2312.01653, section 3.1): pushed, or held at a count."""
+"""Learnable Bernoulli masks (arXiv 2312.01653, section 3.1), closed by a penalty or held at a density."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _SHIFTS = vmap(shift_to_count)
 
 @final
 class Penalty:
-    """Each step computes with θ⊙B, B ~ Bernoulli(M); λ1 Σ M(1−M) + λ2 Σ M is added to the loss.
+    """Each step computes with θ⊙B, B ~ Bernoulli(M); the penalty λ1 Σ M(1−M) + λ2 Σ M is added to the loss.
 
-    This is the paper's mask (paper, section 3.1), with a warm-up of λ2 and an initial value beyond it. λ2
-    rises from 0 over the first `lambda2_warmup` of the stage; every M starts at `initial`, and Adam steps M
-    with `lr`. Sums are over all prunable weights.
+    This is the paper's mask (paper, section 3.1), to which a warm-up of λ2 and an initial value are added. λ2
+    rises linearly from 0 over the first share `lambda2_warmup` of the stage. Every M starts at `initial`, and
+    Adam updates M with step size `lr`. Sums are over all prunable weights.
     """
 
     aims_at_density = False
@@ -57,43 +57,43 @@ class Penalty:
         self._lambda2, self._warmup = lambda2, schedules.rise(lambda2_warmup)
 
     def lambda2(self, time: float) -> float:
-        """λ2 at a share of the stage."""
+        """Return λ2 when the share `time` of the stage is done."""
         return self._lambda2 * self._warmup(time)
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """A fresh B."""
+        """Draw a new B, and put θ⊙B into the model."""
         self.mask.draw(generator)
 
     def before_step(self, time: float, step: int) -> bool:
-        """Gradients of θ and M."""
+        """Compute the gradients of θ and M from that of θ⊙B."""
         self.mask.take_gradients(self.lambda1, self.lambda2(time))
         return True
 
     def after_step(self) -> None:
-        """M back into [0, 1]."""
+        """Clip M to [0, 1]."""
         self.mask.clip()
 
     def before_evaluation(self) -> None:
-        """θ⊙M."""
+        """Put θ⊙M into the model."""
         self.mask.expect()
 
     def measure(self) -> Metrics:
-        """How sparse the mask is."""
+        """Return `mask_density` and `mask_open`, which say how sparse the mask is."""
         return _measure(self.mask)
 
     @staticmethod
     def batched(constraints: Sequence[Penalty], rows: Rows) -> Batched:
-        """The masks of the trials, a row each."""
+        """Combine the masks of K trials, one row per trial."""
         return _BatchedBernoulli(constraints, rows, aims=False)
 
 
 @final
 class Target:
-    """A Bernoulli mask (paper, section 3.1) whose expected number of open weights, Σ M, is set, not pushed.
+    """A Bernoulli mask (paper, section 3.1) whose expected number of open weights, Σ M, is prescribed.
 
-    After every step M is projected on the count of the density asked for, which falls, on a cubic schedule,
-    from the initial one over `target_warmup` of the stage. So no λ2 has to be found per density, but
-    pre-pruning is not shared between densities.
+    After every step M is projected onto the nearest M with that sum. The prescribed density falls on a cubic
+    schedule from `initial` to the density asked for, over the first share `target_warmup` of the stage. So no
+    λ2 must be tuned per density, but densities cannot share a pre-pruned network.
     """
 
     aims_at_density = True
@@ -117,36 +117,36 @@ class Target:
         self._time = 0.0
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """A fresh B."""
+        """Draw a new B, and put θ⊙B into the model."""
         self.mask.draw(generator)
 
     def before_step(self, time: float, step: int) -> bool:
-        """Gradients of θ and M."""
+        """Compute the gradients of θ and M from that of θ⊙B."""
         self.mask.take_gradients(self.lambda1, 0.0)
         self._time = time
         return True
 
     def after_step(self) -> None:
-        """M back into [0, 1], at the target count."""
+        """Project M onto [0, 1] and the prescribed sum."""
         self.mask.project(self.target(self._time))
 
     def before_evaluation(self) -> None:
-        """θ⊙M."""
+        """Put θ⊙M into the model."""
         self.mask.expect()
 
     def measure(self) -> Metrics:
-        """How sparse the mask is."""
+        """Return `mask_density` and `mask_open`, which say how sparse the mask is."""
         return _measure(self.mask)
 
     @staticmethod
     def batched(constraints: Sequence[Target], rows: Rows) -> Batched:
-        """The masks of the trials, a row each."""
+        """Combine the masks of K trials, one row per trial."""
         return _BatchedBernoulli(constraints, rows, aims=True)
 
 
 @final
 class _BatchedBernoulli:
-    """Masks of K trials, pushed or held at a count."""
+    """The Bernoulli masks of K trials; `aims` says whether they are `Target`s or `Penalty`s."""
 
     draws = True
 
@@ -163,7 +163,7 @@ class _BatchedBernoulli:
         self._lambda1 = torch.tensor([c.lambda1 for c in constraints], device=self.used.device)[:, None]
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
-        """The counts that are aimed at, or λ2."""
+        """Return the prescribed Σ M of each trial, or its λ2."""
         pairs = list(zip(self._constraints, times, strict=True))
         if self._aims:
             return [[c.target(t) * self._rows.prunable for c, t in pairs]]
@@ -178,7 +178,7 @@ class _BatchedBernoulli:
         self.used[:, n:] = values[:, n:]
 
     def before_step(self, gradient: Tensor, factor: Tensor, now: Tensor) -> None:
-        """As `sparsity.masks.mask_gradients`, with λ by row; then M's step."""
+        """Compute the gradients as `sparsity.masks.mask_gradients` does, with λ per row; then update M."""
         n = self._rows.prunable
         push = self._lambda1 * (1 - 2 * self._masks)
         if not self._aims:
@@ -191,7 +191,7 @@ class _BatchedBernoulli:
         self._masks.clamp_(0, 1)
 
     def after_step(self, now: Tensor) -> None:
-        """Nothing: M has been brought back already."""
+        """Do nothing: `before_step` has already updated and clipped M."""
 
     def before_evaluation(self) -> None:
         """Put θ⊙M into `used`."""
@@ -199,28 +199,29 @@ class _BatchedBernoulli:
         self.used[:, : self._rows.prunable].mul_(self._masks)
 
     def measure(self) -> list[Metrics]:
-        """As `_measure`, by trial."""
+        """Return `mask_density` and `mask_open` of each trial."""
         density, is_open = self._masks.mean(1).tolist(), (self._masks > 0.5).float().mean(1).tolist()
         return [{"mask_density": d, "mask_open": o} for d, o in zip(density, is_open, strict=True)]
 
     def write_back(self) -> None:
-        """M and the state of its optimizer into the trials' own."""
+        """Copy M and the state of its optimizer into the trials' own masks and optimizers."""
         self._optimizer.write_back()
         for constraint, mask in zip(self._constraints, self._masks, strict=True):
             constraint.mask.mask.data.copy_(mask)
 
 
 def _mask_optimizer(mask: LearnableMask, lr: float) -> torch.optim.Optimizer:
-    # Adam whatever the weights use: M's gradient g⊙θ spans orders of magnitude between layers.
+    # Always Adam, whatever optimizer the weights use: M's gradient g⊙θ differs by orders of magnitude between
+    # layers.
     return torch.optim.Adam([mask.mask], lr=lr, fused=True)
 
 
 def _tensors(mask: LearnableMask) -> dict[str, Tensor]:
-    """What a checkpoint must hold of a mask beside the model and the optimizers."""
+    """The tensors of a mask that a checkpoint must hold besides the model and the optimizers."""
     return {"prunetune:theta": mask.theta.detach(), "prunetune:mask": mask.mask.detach()}
 
 
 def _measure(mask: LearnableMask) -> Metrics:
-    """`mask_density`, the mean M, which is the expected density; `mask_open`, the share of M > ½."""
+    """Return `mask_density`, the mean of M (the expected density), and `mask_open`, the share of M > ½."""
     values = mask.mask.detach()
     return {"mask_density": float(values.mean()), "mask_open": float((values > 0.5).float().mean())}

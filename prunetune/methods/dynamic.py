@@ -23,7 +23,7 @@ End = Annotated[float, Field(gt=0, le=1, description="share of the stage after w
 class RigL:
     """RigL (Evci et al., arXiv 1911.11134): drops the smallest weights, grows where the gradient is largest.
 
-    The update takes the place of that step. New weights are 0 and their optimizer state is reset.
+    An update replaces the optimizer's step. Grown weights start at 0, and their optimizer state is reset.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class RigL:
         self._update = _Update(mask, optimizer, rigl_growth, alpha=alpha, end=end, seed=seed)
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
+        """Do nothing: pruned weights need no preparation."""
 
     def before_step(self, time: float, step: int) -> bool:
-        """The update, where one is due; whether this is an ordinary step."""
+        """Move the mask if an update is due; return whether the optimizers shall step instead."""
         if not _is_due(time, step, self._every, self._end):
             return True
         self._update(time, step)
         return False
 
     def after_step(self) -> None:
-        """Zero what is not in the mask."""
+        """Set the weights outside of the mask to zero."""
         self._mask.apply()
 
     def before_evaluation(self) -> None:
-        """Nothing: the weights are as they are used."""
+        """Do nothing: the network is evaluated with the weights that are trained."""
 
     def measure(self) -> Metrics:
-        """Nothing."""
+        """Return no metrics: the density is constant."""
         return {}
 
 
@@ -66,7 +66,7 @@ class RigL:
 class Set:
     """SET (Mocanu et al., arXiv 1707.04780): drops the smallest weights, grows as many at random.
 
-    The update comes after the step. New weights are 0 and their optimizer state is reset.
+    An update follows the optimizer's step. Grown weights start at 0, and their optimizer state is reset.
     """
 
     def __init__(
@@ -85,40 +85,40 @@ class Set:
         self._due: tuple[float, int] | None = None
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
+        """Do nothing: pruned weights need no preparation."""
 
     def before_step(self, time: float, step: int) -> bool:
-        """Every step is an ordinary one; note whether an update is due after it."""
+        """Note whether an update is due after this step; the optimizers always step."""
         self._due = (time, step) if _is_due(time, step, self._every, self._end) else None
         return True
 
     def after_step(self) -> None:
-        """Zero what is not in the mask; the update, where one is due."""
+        """Set the weights outside of the mask to zero, and move the mask if an update is due."""
         self._mask.apply()
         if self._due is not None:
             self._update(*self._due)
             self._due = None
 
     def before_evaluation(self) -> None:
-        """Nothing: the weights are as they are used."""
+        """Do nothing: the network is evaluated with the weights that are trained."""
 
     def measure(self) -> Metrics:
-        """Nothing."""
+        """Return no metrics: the density is constant."""
         return {}
 
 
 class Growth(Protocol):
-    """Ranks inactive weights by their gradient; the highest grow."""
+    """A function that ranks inactive weights by their gradient; those with the highest ranks grow."""
 
     def __call__(self, gradient: Tensor, *, generator: torch.Generator) -> Tensor:
-        """A rank for each weight, in the gradient's shape."""
+        """Return a rank for each weight, in the shape of the gradient."""
 
 
 @final
 class _Update:
-    """Each layer drops its smallest weights and grows as many.
+    """An update of the mask, in which each layer drops its smallest weights and grows as many others.
 
-    The lots of an update are drawn from the seed and the step, so a resumed run draws the same.
+    Its random numbers are drawn from the seed and the step, so that a resumed run draws the same.
     """
 
     def __init__(
@@ -158,7 +158,7 @@ def _is_due(time: float, step: int, every: int, end: float) -> bool:
 
 
 def _reset(optimizer: torch.optim.Optimizer, weight: Tensor, where: Tensor) -> None:
-    """Zero the per-weight optimizer state (momentum, moments) at the `where` entries."""
+    """Set the optimizer's state (momentum, moments) to zero for the weights in the mask `where`."""
     for value in optimizer.state.get(weight, {}).values():
         if isinstance(value, Tensor) and value.shape == weight.shape:
             value.masked_fill_(where, 0.0)

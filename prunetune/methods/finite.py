@@ -1,4 +1,4 @@
-"""A check before masks are chosen."""
+"""Check that weights are finite before a mask is chosen among them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from prunetune.engine.constraint import DivergedError
 
 
 def check_finite(weight: Tensor) -> None:
-    """Raise DivergedError where a mask would have to be chosen among NaN."""
+    """Raise DivergedError if the weight holds NaN or infinities, which cannot be ranked."""
     if not torch.isfinite(weight).all():
         raise DivergedError

@@ -1,4 +1,4 @@
-"""Masks that rest: pruned weights are zero, and stay so."""
+"""Fixed masks: pruned weights are zero and stay zero."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from prunetune.sparsity.masks import FixedMask
 
 @final
 class Pruned:
-    """Pruned weights are exactly zero after every step."""
+    """A fixed mask: after every step the pruned weights are exactly zero."""
 
     def __init__(self, mask: FixedMask) -> None:
         self.mask = mask
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
+        """Do nothing: pruned weights need no preparation."""
 
     def before_step(self, time: float, step: int) -> bool:
-        """Nothing."""
+        """Leave the gradients as they are; the optimizers always step."""
         return True
 
     def after_step(self) -> None:
-        """Zero what was pruned."""
+        """Set the pruned weights to zero."""
         self.mask.apply()
 
     def before_evaluation(self) -> None:
-        """Nothing: the weights are as they are used."""
+        """Do nothing: the network is evaluated with the weights that are trained."""
 
     def measure(self) -> Metrics:
-        """Nothing."""
+        """Return no metrics: the mask does not change."""
         return {}
 
     @staticmethod
     def batched(constraints: Sequence[Pruned], rows: Rows) -> Batched:
-        """The masks of the trials, a row each."""
+        """Combine the masks of K trials, one row per trial."""
         return _BatchedPruned([constraint.mask for constraint in constraints], rows)
 
 
@@ -75,6 +75,6 @@ class _BatchedPruned:
 
 
 def _flat(mask: FixedMask) -> Tensor:
-    """A mask over all prunable weights (n,) as floats."""
+    """Return a mask over all prunable weights as floats (n,); a weight without a mask is all ones."""
     weights = mask.weights
     return torch.cat([mask.masks.get(name, torch.ones_like(w)).flatten() for name, w in weights.items()])

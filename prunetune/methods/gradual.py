@@ -18,10 +18,10 @@ from prunetune.sparsity.masks import FixedMask
 
 @final
 class Gradual:
-    """The mask closes over a part of the stage, by magnitude, on the cubic schedule.
+    """Gradual pruning: prunes the smallest weights during a part of the stage, on a cubic schedule.
 
-    From `start` to `end`, shares of the stage, it is closed further every `every` steps, to `density` in the
-    end.
+    From `start` to `end`, which are shares of the stage, it prunes further every `every` steps, down to
+    `density` at the end.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Gradual:
         self._seed = seed
 
     def before_forward(self, generator: torch.Generator) -> None:
-        """Nothing."""
+        """Do nothing: pruned weights need no preparation."""
 
     def before_step(self, time: float, step: int) -> bool:
-        """Close the mask a little further, when it is time; once more just after the end."""
+        """Prune further every `every` steps, and down to `density` at the last step before `end`."""
         step_time = time / step if step else 0.0
-        if time + step_time >= self._end:  # no later step is before the end
+        if time + step_time >= self._end:  # this is the last step before the end, or a later one
             density = self._density
         else:
             density = cubic_density(time, self._start, self._end, 1.0, self._density)
@@ -57,14 +57,14 @@ class Gradual:
         return True
 
     def after_step(self) -> None:
-        """Zero what was pruned."""
+        """Set the pruned weights to zero."""
         self._mask.apply()
 
     def before_evaluation(self) -> None:
-        """Nothing: the weights are as they are used."""
+        """Do nothing: the network is evaluated with the weights that are trained."""
 
     def measure(self) -> Metrics:
-        """The density so far."""
+        """Return `density_now`, the density that the mask has reached."""
         return {"density_now": self._count() / self._total()}
 
     def _count(self) -> int:
