@@ -1,15 +1,14 @@
-"""Several trials' epochs as one batched program, so that small models fill a GPU.
+"""Trains the epochs of several trials as one batched program, so that small models fill a GPU.
 
 Weights, masks, optimizer states and hyperparameters of K trials of one model are stacked along a leading
-dimension; `torch.func.vmap` turns the model's forward pass into batched matrix products over them. What a
-trial computes is what it computes alone, within float tolerance: the same batches, the same draws, the
-same schedules. Trials whose epochs have the same seed and number see the same batches and the same uniform
-draws, so these are made once.
+dimension; `torch.func.vmap` turns the model's forward pass into batched matrix products over them. Each trial
+computes what it computes alone, within float tolerance: with the same batches, the same random numbers and
+the same schedules. Trials whose epochs have the same seed and number see the same batches and random numbers,
+so these are made once.
 
-Batched is what has a batched form: the constraint (dense, with a learnable mask, under fixed masks: those
-whose
-class has a function `batched`) and the optimizer. All else, models with dropout, and operations without a
-batching rule run alone.
+A trial can be batched if its constraint has a batched form (the class has a function `batched`: dense
+networks, learnable masks and fixed masks have) and its optimizer has one. Other trials, models with dropout,
+and models with operations that have no batching rule run alone.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from prunetune.vectorized.program import Program
 
 logger = logging.getLogger(__name__)
 
-_told: set[str] = set()  # kinds of models of which it was said that they run alone
+_told: set[str] = set()  # classes of models for which the warning that they run alone was given
 
 
 def run_together(works: Sequence[EpochWork]) -> None:
-    """Run the epochs that fit together as batched programs.
+    """Train those epochs together that can form a batched program.
 
-    Works that fit with no other are left as they are: they run alone when their stage goes on.
+    An epoch that fits no other is not trained here: its stage trains it alone when it is resumed.
     """
     groups: dict[Hashable, list[EpochWork]] = {}
     for work in works:
@@ -44,7 +43,7 @@ def run_together(works: Sequence[EpochWork]) -> None:
 
 
 def signature(work: EpochWork) -> Hashable | None:
-    """What works must have in common to run as one program; None for a work that must run alone."""
+    """Return a value that is equal for works that can run as one program; None if the work must run alone."""
     learner = work.learner
     constraint = learner.constraint
     if not hasattr(type(constraint), "batched") or not is_batchable(learner.optimizers[0]):
@@ -67,7 +66,7 @@ def signature(work: EpochWork) -> Hashable | None:
 
 
 def _run(group: list[EpochWork]) -> None:
-    """One batched program; two of half the size where memory is too small; none where there is no way."""
+    """Train a group as one batched program, in halves if memory is short, or not at all if that is impossible."""
     if len(group) < 2:
         return
     try:

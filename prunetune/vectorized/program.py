@@ -1,4 +1,4 @@
-"""One epoch of K trials of a model as one batched program."""
+"""The batched program that trains one epoch of K trials of a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunetune.sparsity.smoothing import softened
 
 @final
 class Program:
-    """One epoch of K trials. Nothing of the trials changes before the epoch is done."""
+    """One epoch of K trials as a batched program; the trials' own tensors change only when it is done."""
 
     def __init__(self, works: list[EpochWork]) -> None:
         self._works = works
@@ -31,13 +31,13 @@ class Program:
         self._data = works[0].data
         self._device = self._data.device
         self._task = works[0].learner.learns(self._data)
-        self._model = works[0].learner.model  # for its structure
+        self._model = works[0].learner.model  # only its structure is used
         self._steps = steps_per_epoch(self._data, works[0].batch_size)
         weights = prunable(self._model)
         every = dict(self._model.named_parameters())
         self._names = [*weights, *(name for name in every if name not in weights)]
         self._prunable = sum(weight.numel() for weight in weights.values())
-        # What the optimizers step (K, n), prunable weights first.
+        # The tensors that the optimizers update (K, n), prunable weights first.
         parameters = [self._optimized_parameters(learner) for learner in self._learners]
         self._optimized = torch.stack([torch.cat([p.detach().flatten() for p in row]) for row in parameters])
         self._optimizer = batched(
@@ -52,7 +52,7 @@ class Program:
         self._buffers = {name: torch.stack([b[name] for b in buffers]) for name in buffers[0]}
 
     def run(self) -> list[Metrics]:
-        """Train and validate; each trial's metrics, as it would have them alone."""
+        """Train and validate all trials; return the metrics of each, as it would have them alone."""
         learner, device = self._learners[0], self._device
         with learner.precision.backends(device), cuda_graphs.recordable(device, wanted=learner.graphs):
             return self._run()
@@ -78,7 +78,7 @@ class Program:
         return found
 
     def _train(self) -> Tensor:
-        """Every step; the mean loss of each trial (K,)."""
+        """Run all steps of the epoch; return the mean loss of each trial (K,)."""
         smoothing = [work.learner.smoothing(work.epoch) for work in self._works]
         alpha = self._vector([s.label_smoothing for s in smoothing])
         is_smoothed = any(s.label_smoothing for s in smoothing)
@@ -107,7 +107,10 @@ class Program:
         return total / self._steps
 
     def _forward(self, smoothing: Sequence[Smoothing]) -> Any:
-        """(parameters, inputs) to outputs (K, B, …)."""
+        """Return a function from (parameters, inputs, shared) to outputs (K, B, …).
+
+        `shared` says whether all trials have the same inputs, which then lack the leading K.
+        """
         is_bf16 = self._works[0].learner.precision.is_bf16(self._device)
         betas = [math.inf if s.beta is None else s.beta for s in smoothing]
         beta = None if all(map(math.isinf, betas)) else self._vector(betas)
@@ -128,11 +131,14 @@ class Program:
 
     @property
     def _streams(self) -> list[tuple[int, int]]:
-        """The seeds and epochs that batches are drawn from; if it is one, all trials see the same batches."""
+        """The distinct pairs (seed, epoch) of the trials; with one pair, all trials see the same batches."""
         return list(dict.fromkeys((work.seed, work.epoch) for work in self._works))
 
     def _losses(self, outputs: Tensor, y: Tensor, smoothing: Tensor | float, shared: bool) -> Tensor:
-        """Mean loss by trial (K,) of outputs (K, B, …), with each's α; `shared`: for the same targets."""
+        """Return each trial's mean loss (K,) of outputs (K, B, …), with each trial's label smoothing α.
+
+        `shared` says whether all trials have the same targets, which then lack the leading K.
+        """
         by_trial = 0 if isinstance(smoothing, Tensor) else None
         losses: Tensor = vmap(self._task.loss, in_dims=(0, None if shared else 0, by_trial))(
             outputs, y, smoothing
@@ -140,7 +146,10 @@ class Program:
         return losses
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """Inputs (B, …), targets (B, …) and for masks uniform draws (n,), or all with a leading K."""
+        """Yield inputs (B, …), targets (B, …) and, for masks, uniform random numbers (n,).
+
+        All have a leading K where trials see different batches.
+        """
         streams = self._streams
         index = torch.tensor([streams.index((w.seed, w.epoch)) for w in self._works], device=self._device)
         drawn = [torch.Generator(self._device).manual_seed(seed_of(s, "drawn", e)) for s, e in streams]
@@ -173,9 +182,10 @@ class Program:
             yield together([x for x, _ in parts]), together([y for _, y in parts]), uniform
 
     def _times(self) -> Tensor:
-        """What changes from step to step, for all steps at once: nothing is copied to the device in between.
+        """Return the numbers that change from step to step, for all steps at once, on the device.
 
-        (steps, 1 + V, K): the factors of the learning rates, then what the constraint changes.
+        Their shape is (steps, 1 + V, K): the factors of the learning rates, then the V lists of
+        `Batched.schedule`. So nothing is copied to the device between steps.
         """
         now = []
         for step in range(self._steps):
@@ -186,7 +196,7 @@ class Program:
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[list[float], list[float]]:
-        """The validation metric and loss by trial, of the networks at the start of the next epoch."""
+        """Return (validation metric, validation loss) of each trial, with the next epoch's smoothing."""
         smoothing = [work.learner.smoothing(work.epoch + 1) for work in self._works]
         forward = self._forward(smoothing)
         split, count = self._data.validation, len(self._works)
@@ -201,7 +211,7 @@ class Program:
 
     @torch.no_grad()
     def _write_back(self) -> None:
-        """Into the trials' own models, masks and optimizers."""
+        """Copy all results into the trials' own models, masks and optimizers."""
         self._optimizer.write_back()
         self._constraint.write_back()
         for k, learner in enumerate(self._learners):
@@ -215,7 +225,11 @@ class Program:
             learner.constraint.before_evaluation()
 
     def _optimized_parameters(self, learner: Learner) -> list[nn.Parameter]:
-        """What the first optimizer steps, prunable weights first, in the order of `_names`."""
+        """The parameters that a trial's first optimizer updates, in the order of `_names`.
+
+        A constraint with an attribute `parameters`, such as a learnable mask, puts its own in the place of
+        the prunable weights.
+        """
         parameters = dict(learner.model.named_parameters())
         instead = getattr(learner.constraint, "parameters", None)
         if instead is None:
@@ -224,7 +238,7 @@ class Program:
         return [*instead, *(parameters[name] for name in self._names if name not in weights)]
 
     def _cut(self, flat: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Views (K, …) of a flat tensor (K, n), by parameter."""
+        """Yield each parameter's name and its view (K, …) of a flat tensor (K, n)."""
         offset, parameters = 0, dict(self._model.named_parameters())
         for name in self._names:
             shape = parameters[name].shape
