@@ -1,4 +1,4 @@
-"""What is learnt: from stored examples to what a network takes and gives, the loss, and the score."""
+"""Tasks: what a network takes and returns for stored examples, its loss, and its score."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["ACCURACY", "Classification", "Metric", "Task", "accuracy", "make", "
 
 
 def make(config: TaskConfig, form: Form) -> Task:
-    """The task that a configuration names, for data of this form.
+    """Make the task that a configuration names, for data of this form.
 
-    Raises UserError where the data have not the targets that it needs.
+    Raises UserError where the data do not have the targets that the task needs.
     """
     made: Task = config.component(form, **config.options)
     return made
 
 
 def metric_of(config: Config) -> Metric:
-    """What trials of a configuration are compared by."""
+    """Return the metric by which trials of a configuration are compared."""
     metric: Metric = config.task.component.metric
     return metric
 
 
 def network(config: ModelConfig, task: Task, *, seed: int) -> nn.Module:
-    """A network on the CPU with the inputs and outputs of a task, drawn from `seed` (`models.build`)."""
+    """Build a network on the CPU, drawn from `seed`, with a task's inputs and outputs (`models.build`)."""
     return models.build(
         config,
         task.form.shape,

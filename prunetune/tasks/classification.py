@@ -1,4 +1,4 @@
-"""To name the class."""
+"""Classification: predict the class of each example."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from prunetune.tasks.task import Task
 
 
 class Classification(Task):
-    """Cross-entropy; judged by the share of right answers. Targets (N,), or (N, L) for a class at each place.
+    """Predict a class: the loss is cross-entropy, the metric is accuracy.
 
-    Outputs are logits (B, classes) or (B, L, classes).
+    Targets are classes (N,), or (N, L) for a class at each position of a sequence. Outputs are logits
+    (B, classes) or (B, L, classes).
     """
 
     metric: ClassVar[Metric] = ACCURACY
@@ -34,11 +35,11 @@ class Classification(Task):
 
     @property
     def outputs(self) -> int:
-        """One per class."""
+        """The number of the network's outputs: one per class."""
         return self._classes
 
     def loss(self, outputs: Tensor, targets: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-        """The cross-entropy; with label smoothing α against (1 − α) of the class and α of all alike."""
+        """The mean cross-entropy; label smoothing α spreads a share α of each label over all classes."""
         logits, labels = outputs.flatten(0, -2), targets.flatten()
         if not isinstance(smoothing, Tensor):
             return F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -47,23 +48,23 @@ class Classification(Task):
         return (1 - smoothing) * loss - smoothing * log_p.mean()
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Right answers, and all."""
+        """Return (number of right answers, number of answers) of a batch."""
         right = (outputs.argmax(-1) == targets).sum().double()
         return torch.stack([right, torch.full_like(right, targets.numel())])
 
     def score(self, sums: Tensor) -> float:
-        """The share of right answers."""
+        """The accuracy in [0, 1]: the share of right answers."""
         right, count = sums.tolist()
         return float(right / count)
 
     def chance(self, targets: Tensor) -> float:
-        """That of always naming the most frequent class."""
+        """The accuracy of always answering the most frequent class."""
         return float(targets.flatten().bincount().max()) / targets.numel()
 
     def sample(self, targets: Tensor, order: Tensor, per_class: int) -> Tensor:
-        """The same number of each class, fewer where there are not so many; by class.
+        """Return the indices of `per_class` examples of each class, or fewer where a class has fewer.
 
-        Of sequences, which are of no class: as many as of ten classes.
+        Sequences have no single class: for them it returns as many examples as for ten classes.
         """
         if targets.dim() > 1:
             return super().sample(targets, order, per_class)
@@ -71,5 +72,5 @@ class Classification(Task):
         return torch.cat([order[labels == c][:per_class] for c in range(self._classes)])
 
     def after(self) -> nn.Module:
-        """From logits to probabilities."""
+        """The module that turns the logits of an exported network into probabilities."""
         return nn.Softmax(-1)

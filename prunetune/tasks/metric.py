@@ -1,4 +1,4 @@
-"""What trials are compared by: its name, its direction, and how people read it."""
+"""The metric by which trials are compared: its name, its direction, and how it is shown."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any, final
 @final
 @dataclass(frozen=True)
 class Metric:
-    """A number by which networks are judged; `val_<name>` and `test_<name>` hold it as it is.
+    """A number by which networks are judged; `val_<name>` and `test_<name>` hold its raw values.
 
-    `label` is for people ("top-1 accuracy"). With `percent` it is in [0, 1] and shown as a percentage; else
-    shown with its `unit`, if it has one. `worst` is what a network counts that gives no answer at all, such
-    as one that diverged: no network that gives one is worse. By default it is infinitely bad.
+    `label` is its name for people ("top-1 accuracy"). With `percent` its values are in [0, 1] and shown as
+    percentages; otherwise they are shown with `unit`, if given. `worst` is the value of a network that gives
+    no answer at all, such as one that diverged; no other network has a worse one. By default it is infinite.
 
     Decisions read `score`, of which the higher is the better for any metric. Raises ValueError for the name
     `loss`, which is taken.
@@ -37,31 +37,31 @@ class Metric:
 
     @property
     def val(self) -> str:
-        """The name of the value on the validation split."""
+        """The name under which the value on the validation split is reported, `val_<name>`."""
         return f"val_{self.name}"
 
     @property
     def test(self) -> str:
-        """The name of the value on the test split."""
+        """The name under which the value on the test split is reported, `test_<name>`."""
         return f"test_{self.name}"
 
     @property
     def noun(self) -> str:
-        """Its name in a sentence: `accuracy`, `RMSE`."""
+        """The metric's name within a sentence: `accuracy`, `RMSE`."""
         return self.label if self.label.isupper() else self.name.replace("_", " ")
 
     @property
     def shown_unit(self) -> str:
-        """In which unit it is shown: "%", `unit`, or ""."""
+        """The unit in which values are shown: "%", `unit`, or ""."""
         return "%" if self.percent else self.unit
 
     @property
     def axis(self) -> str:
-        """As the label of a figure's axis, whose numbers are `shown`."""
+        """The label of a figure's axis on which `shown` values are drawn."""
         return f"{self.label}, {self.shown_unit}" if self.shown_unit else self.label
 
     def score(self, value: float) -> float:
-        """The value turned so that higher is better; one that is not a number is the worst.
+        """Turn a value into a score, of which higher is better; NaN gives the score of `worst`.
 
         >>> ACCURACY.score(0.9), Metric("rmse", "RMSE", maximize=False).score(53.2)
         (0.9, -53.2)
@@ -70,15 +70,15 @@ class Metric:
         return value if self.maximize else -value
 
     def value(self, score: float) -> float:
-        """The inverse of `score`."""
+        """Turn a score back into the metric's value."""
         return score if self.maximize else -score
 
     def shown(self, value: float) -> float:
-        """In the unit in which it is shown."""
+        """Convert a value to the unit in which it is shown, such as 0.975 to 97.5 for percentages."""
         return 100 * value if self.percent else value
 
     def text(self, value: float | None) -> str:
-        """For people; "" for None and NaN.
+        """Format a value for people, with its unit; "" for None and NaN.
 
         >>> ACCURACY.text(0.975), ACCURACY.text(None)
         ('97.50 %', '')
@@ -91,26 +91,26 @@ class Metric:
         shown = self.shown(value)
         if self.percent:
             digits = f"{shown:.2f}"
-        else:  # three digits, or all before the point
+        else:  # three significant digits, or all digits before the point
             digits = f"{shown:,.0f}" if abs(shown) >= 1000 else f"{shown:#.3g}".rstrip(".")
         return f"{digits} {self.shown_unit}".rstrip()
 
     def plain(self) -> dict[str, Any]:
-        """As plain data; what is infinite as text, for JSON has no such number."""
+        """Convert the metric to plain data; `worst` becomes text, because JSON has no infinity."""
         return {**dataclasses.asdict(self), "worst": str(self.worst)}
 
     @classmethod
     def read(cls, plain: Mapping[str, Any]) -> Metric:
-        """The inverse of `plain`."""
+        """Make a metric from `plain` data."""
         return cls(**{**plain, "worst": float(plain["worst"])})
 
 
 def accuracy(name: str, value: float | None) -> float | None:
-    """A value of the metric with this name, if that is accuracy. Raises AttributeError for another."""
+    """Return `value` if it belongs to the metric accuracy. Raises AttributeError for another `name`."""
     if name != ACCURACY.name:
         raise AttributeError(f"the metric of this task is {name}, not accuracy")
     return value
 
 
 ACCURACY = Metric("accuracy", "top-1 accuracy", percent=True, worst=0.0)
-"""The share of examples whose class is named right."""
+"""The share of examples whose class is predicted correctly."""

@@ -1,4 +1,4 @@
-"""To say a number, or several."""
+"""Regression: predict one or several numbers for each example."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RMSE = Metric("rmse", "RMSE", maximize=False)
 
 
 class Regression(Task):
-    """Mean squared error of standardised targets; judged by the root of it, in the targets' own unit.
+    """Predict numbers: the loss is the mean squared error of standardised targets, the metric is RMSE.
 
-    Targets are numbers (N, T). The network's outputs (B, T) are standardised too: by the training targets'
-    mean and deviation per column.
+    Targets are numbers (N, T). The network predicts them (B, T) standardised by the training targets' mean
+    and standard deviation per column; RMSE is in the targets' own unit.
     """
 
     metric: ClassVar[Metric] = RMSE
@@ -40,32 +40,32 @@ class Regression(Task):
 
     @property
     def outputs(self) -> int:
-        """One per target column."""
+        """The number of the network's outputs: one per target column."""
         return len(self._mean)
 
     def batch(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalized inputs, standardised targets."""
+        """Normalize the inputs and standardise the targets of a stored batch."""
         return self.form.normalize(inputs), (targets - self._mean) / self._std
 
     def loss(self, outputs: Tensor, targets: Tensor, smoothing: float | Tensor = 0.0) -> Tensor:
-        """The mean squared error over examples and columns; there are no labels to smooth."""
+        """The mean squared error over examples and columns; `smoothing` has no meaning here."""
         return F.mse_loss(outputs, targets)
 
     def sums(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Squared errors by column, in the targets' own unit, and the number of examples."""
+        """Return the sum of squared errors per column, in the targets' unit, and the number of examples."""
         errors = (outputs - targets).double() * self._std.double()
         squares = errors.square().sum(0)
         return torch.cat([squares, torch.full_like(squares[:1], len(targets))])
 
     def score(self, sums: Tensor) -> float:
-        """The root of the mean over examples and columns."""
+        """The RMSE: the root of the mean squared error over examples and columns."""
         *squares, count = sums.tolist()
         return math.sqrt(sum(squares) / (count * len(squares)))
 
     def chance(self, targets: Tensor) -> float:
-        """That of always saying the split's mean: the targets' standard deviation."""
+        """The RMSE of always answering the split's mean, which is the targets' standard deviation."""
         return math.sqrt(float(targets.double().var(0, correction=0).mean()))
 
     def after(self) -> nn.Module:
-        """From standardised answers to those in the targets' own unit."""
+        """The module that turns an exported network's standardised outputs into the targets' own unit."""
         return Affine(self._std, self._mean)
