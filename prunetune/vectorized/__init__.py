@@ -66,7 +66,7 @@ def signature(work: EpochWork) -> Hashable | None:
 
 
 def _run(group: list[EpochWork]) -> None:
-    """Train a group as one batched program, in halves if memory is short, or not at all if that is impossible."""
+    """Train a group as one batched program, in halves if memory is short; not at all if that cannot work."""
     if len(group) < 2:
         return
     try:
