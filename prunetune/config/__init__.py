@@ -1,1 +1,1 @@
-"""What a file may say: reading it, checking it, and the space of its distributions."""
+"""Configuration files: reading them, checking them, and the search space of their distributions."""

@@ -1,4 +1,4 @@
-"""What a configuration computes, as plain data and as a hash: equal for equal computations."""
+"""Canonical forms of configurations, as plain data and as hashes: equal if they compute the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from prunetune.config.schema import COUNTS_WHEN, DOES_NOT_DETERMINE, Config
 def determining_fields() -> tuple[str, ...]:
     """The top-level keys that determine what a trial computes at a density, in the order of the schema.
 
-    All but those that `DOES_NOT_DETERMINE` names. In these a distribution may stand.
+    They are all keys except `densities` and those that `DOES_NOT_DETERMINE` names. Only their values may be
+    distributions.
     """
     return tuple(
         name for name in Config.model_fields if name not in DOES_NOT_DETERMINE and name != "densities"
@@ -32,19 +33,19 @@ def determining_fields() -> tuple[str, ...]:
 def determining(config: Config) -> dict[str, Any]:
     """The values that determine what a configuration computes at its density, as plain data.
 
-    What does not count beside other values has its default; components of a user's own come with the digest
-    of their code.
+    Fields that have no effect beside other values have their defaults; a user's own components include the
+    digest of their code.
     """
     return {name: canonical(getattr(config, name), name) for name in determining_fields()}
 
 
 def configuration_hash(config: Config) -> str:
-    """The hash of what a configuration computes, for its one density and wherever its data are."""
+    """The hash of what a configuration computes at its density; it does not depend on where the data are."""
     return digest(determining(config), config.density)
 
 
 def own_code(config: Config) -> set[str]:
-    """The digests of all code of a user's own that determines what a configuration computes."""
+    """The digests of the code of all user's own components that determine what a configuration computes."""
 
     def digests(node: Any) -> set[str]:
         if not isinstance(node, Mapping):
@@ -56,7 +57,7 @@ def own_code(config: Config) -> set[str]:
 
 
 def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
-    """Whether the field with this dotted key counts, given its siblings' values (`space.Active`)."""
+    """Whether the field with this dotted key has an effect, given its siblings' values (`space.Active`)."""
     path, _, field = key.rpartition(".")
     section = section_at(path)
     if section is None:
@@ -65,7 +66,7 @@ def is_active(key: str, siblings: Mapping[str, Any]) -> bool:
         name = siblings.get(section.key, section.model_fields["name"].default)
         if name is space.PENDING:
             return False
-        if not isinstance(name, str):  # missing, or wrong: the schema says so
+        if not isinstance(name, str):  # missing or wrong: the schema reports it
             return name is not PydanticUndefined
         return _option_counts(section, name, field, siblings)
     rule = COUNTS_WHEN.get((section, field))
@@ -93,13 +94,13 @@ def _holds(rule: tuple[str, Any, Any], siblings: Mapping[str, Any]) -> bool:
         return False
     try:
         return bool(counts(value))
-    except TypeError:  # a value of the wrong type; the schema says so
+    except TypeError:  # a value of the wrong type, which the schema reports
         return True
 
 
 @functools.cache
 def section_at(path: str) -> type[BaseModel] | None:
-    """The section that a dotted key leads to ("" is the whole file), or None where it leads to none."""
+    """Return the section at a dotted key ("" is the whole file), or None where there is no section."""
     section: type[BaseModel] | None = Config
     for part in path.split(".") if path else ():
         if section is None or part not in section.model_fields:
@@ -109,7 +110,7 @@ def section_at(path: str) -> type[BaseModel] | None:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section in a type such as `Annotated[MaskConfig | None, …]`."""
+    """Return the section within a type such as `Annotated[MaskConfig | None, …]`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
@@ -120,9 +121,9 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def canonical(value: Any, key: str | None = None) -> Any:
-    """A section, or a value, as plain data in which what does not count has its default.
+    """Convert a section or a value to plain data, in which fields without an effect have their defaults.
 
-    `key` is its dotted key, where it has one; what `DOES_NOT_DETERMINE` names is left out.
+    `key` is its dotted key, if it has one; fields that `DOES_NOT_DETERMINE` names are left out.
     """
     if isinstance(value, list):
         return [canonical(item) for item in value]
@@ -156,7 +157,7 @@ def digest(*parts: Any) -> str:
 
 
 def kept(density: float, weights: int) -> int:
-    """floor(d·n), exactly, for the density as it was written.
+    """Return floor(d·n), computed exactly from the decimal digits of the density d.
 
     >>> kept(0.29, 100), int(0.29 * 100)
     (29, 28)

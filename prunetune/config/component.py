@@ -21,11 +21,11 @@ from prunetune.registry import Kind, UnknownComponentError
 
 
 class Component(BaseModel):
-    """A name, or an import path, and options: `{name: adam, lr: 0.001}`, or `adam` where none is needed.
+    """A name or import path, and options: `{name: adam, lr: 0.001}`, or just `adam` without options.
 
-    Options are checked against the component's own signature (`Kind.options`), their defaults are filled in,
-    and they are attributes of the section. An option that only other components of the kind have is dropped.
-    Subclasses name their `kind`, and may have fields of their own beside the options.
+    Options are checked against the component's signature (`Kind.options`), their defaults are filled in, and
+    they become attributes of the section. An option that only other components of the kind have is dropped.
+    Subclasses name their `kind`, and may have fields of their own besides the options.
     """
 
     model_config = ConfigDict(
@@ -39,30 +39,30 @@ class Component(BaseModel):
 
     kind: ClassVar[Kind]
     key: ClassVar[str] = "name"
-    """Under which key a file gives the name."""
+    """The key that holds the name in a file."""
 
     name: str
 
     @property
     def options(self) -> dict[str, Any]:
-        """The component's keyword arguments."""
+        """The options, which are the component's keyword arguments."""
         return dict(self.model_extra or {})
 
     @property
     def component(self) -> Any:
-        """The function or class that is named."""
+        """The function or class that the section names."""
         return self.kind.find(self.name)
 
     @property
     def code(self) -> str | None:
-        """The digest of a user's own source (`Kind.code`)."""
+        """The digest of the source of a user's own component; None for a built-in one (`Kind.code`)."""
         return self.kind.code(self.name)
 
     def counts(self, option: str) -> bool:
-        """Whether an option makes a difference beside the values of the others.
+        """Whether an option has an effect, given the values of the other options.
 
-        A component says so itself, in an attribute `counts_when`: for the name of an option, that of another
-        one and a function of its value.
+        A component declares this in an attribute `counts_when`, which maps an option's name to the name of
+        another option and a function of that option's value.
         """
         rule = getattr(self.component, "counts_when", {}).get(option)
         return rule is None or bool(rule[1](self.options[rule[0]]))
@@ -112,7 +112,7 @@ class Component(BaseModel):
     def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in given.items() if not cls.kind.ignores(name, key)}
         options = cls.kind.options(name).model_validate(given)
-        # A user's own defaults need not be plain data; where they are not given, its code has them.
+        # The defaults of a user's own component need not be plain data; they stay in its code.
         fields = type(options).model_fields if cls.kind.is_built_in(name) else options.model_fields_set
         return {
             **{key: getattr(options, key) for key in fields if key in type(options).model_fields},
@@ -121,7 +121,7 @@ class Component(BaseModel):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: Callable[[Any], dict[str, Any]]) -> Any:
-        """The name first; alone where that is all."""
+        """Dump the name first, then options and fields; only the name if there are none."""
         dumped = handler(self)
         own = {key: value for key, value in dumped.items() if key in type(self).model_fields}
         options = {key: value for key, value in dumped.items() if key not in own}
@@ -146,5 +146,5 @@ def _detail(item: Any, known: list[str] | None = None) -> InitErrorDetails:
 
 
 def default(section: type[Component], name: str) -> Any:
-    """A field whose value, where a file has none, is the component of this name with its defaults."""
+    """Make a field that defaults to the component of this name, with its default options."""
     return Field(default_factory=lambda: section.model_validate(name))

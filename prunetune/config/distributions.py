@@ -12,7 +12,7 @@ from prunetune.errors import ConfigError
 
 @dataclass(frozen=True)
 class Uniform:
-    """A float in [low, high]."""
+    """A float drawn uniformly from [low, high]."""
 
     low: float
     high: float
@@ -21,17 +21,17 @@ class Uniform:
         return f"uniform [{self.low:g}, {self.high:g}]"
 
     def contains(self, value: Any) -> bool:
-        """Whether `value` could have been drawn."""
+        """Whether `value` is a number within the bounds."""
         return _is_number(value) and self.low <= value <= self.high
 
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for the whole distribution when a rule is checked."""
+        """Values that represent the distribution when the schema's rules are checked."""
         return (self.low, self.high, self.low + 0.381966 * (self.high - self.low))
 
 
 @dataclass(frozen=True)
 class LogUniform(Uniform):
-    """A float in [low, high], uniform in its logarithm; low > 0."""
+    """A float drawn from [low, high] with a uniform logarithm; low > 0."""
 
     def __str__(self) -> str:
         return f"loguniform [{self.low:g}, {self.high:g}]"
@@ -39,7 +39,7 @@ class LogUniform(Uniform):
 
 @dataclass(frozen=True)
 class Int:
-    """An integer in {low, …, high}, both included."""
+    """An integer drawn from {low, …, high}, bounds included."""
 
     low: int
     high: int
@@ -48,19 +48,19 @@ class Int:
         return f"int [{self.low}, {self.high}]"
 
     def contains(self, value: Any) -> bool:
-        """Whether `value` could have been drawn."""
+        """Whether `value` is an integer within the bounds."""
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
 
     def probes(self) -> tuple[Any, ...]:
-        """Values that stand for the whole distribution when a rule is checked."""
+        """Values that represent the distribution when the schema's rules are checked."""
         return (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `options`: scalars, lists, null, or mappings, which may hold distributions of their own.
+    """One of `options`: scalars, lists, null, or mappings, which may contain distributions themselves.
 
-    `labels` names the options, uniquely, for Optuna and for people.
+    `labels` are unique names of the options, for Optuna and for people.
     """
 
     options: tuple[Any, ...]
@@ -70,7 +70,7 @@ class Choice:
         return "choice [" + ", ".join("null" if x is None else str(x) for x in self.labels) + "]"
 
     def probes(self) -> tuple[Any, ...]:
-        """The labels of all options."""
+        """The labels of all options, all of which are tried when the schema's rules are checked."""
         return self.labels
 
 
@@ -79,9 +79,9 @@ _KINDS = ("uniform", "loguniform", "int", "choice")
 
 
 def parse(document: Document) -> dict[str, Any]:
-    """The template in a document: each `{uniform|loguniform|int|choice: …}` becomes a Distribution.
+    """Return the document's tree with each `{uniform|loguniform|int|choice: …}` as a Distribution.
 
-    Raises ConfigError for a malformed one (wrong length, lower > upper, empty choice, …).
+    Raises ConfigError for a malformed distribution (wrong length, lower > upper, empty choice, …).
     """
     template = _parse(document.tree, "", document)
     assert isinstance(template, dict)
@@ -89,7 +89,7 @@ def parse(document: Document) -> dict[str, Any]:
 
 
 def is_distribution(node: Any) -> bool:
-    """Whether this part of a file is a distribution; `parse` says whether it is a right one."""
+    """Whether this part of a file has the form of a distribution; `parse` checks its arguments."""
     return isinstance(node, dict) and len(node) == 1 and next(iter(node)) in _KINDS
 
 
@@ -139,9 +139,10 @@ def _distribution(kind: str, argument: Any, key: str, document: Document) -> Dis
 
 
 def _labels(options: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Scalars stand for themselves, lists for their text, a mapping for its `name`.
+    """Return a label for each option: a scalar itself, the text of a list, the `name` of a mapping.
 
-    A mapping without one is `on` where it is the only mapping (`{choice: [null, {…}]}`), else `option N`.
+    A mapping without a name is labelled `on` if it is the only mapping (`{choice: [null, {…}]}`), otherwise
+    `option N`.
     """
     mappings = sum(isinstance(option, dict) for option in options)
     labels: list[Any] = []
@@ -159,7 +160,7 @@ def _labels(options: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def join(prefix: str, field: str) -> str:
-    """A dotted key, one field longer."""
+    """Append a field to a dotted key."""
     return f"{prefix}.{field}" if prefix else field
 
 

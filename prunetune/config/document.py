@@ -1,7 +1,7 @@
-"""YAML files read with the place of every key, and `dotted.key=value` overrides on top.
+"""Reads YAML files with the place of every key, and applies `dotted.key=value` overrides.
 
-YAML 1.1 (PyYAML) reads `1e-3` as a string and keeps the last of two equal keys; both have cost people
-an afternoon, so here the first is a number and the second an error.
+By YAML 1.1, PyYAML reads `1e-3` as a string and keeps the last of two equal keys. Both are easy to overlook,
+so here `1e-3` is a number, and a key that is written twice is an error.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from prunetune.errors import ConfigError, Problem, UserError
 
 @dataclass(frozen=True)
 class Document:
-    """A tree of mappings, lists and scalars, and where each of its keys was written.
+    """A tree of mappings, lists and scalars, with the place where each of its keys was written.
 
-    `places` maps dotted keys (list items by index: `densities.1`) to `file:line` or `command line`.
+    `source` names the file. `places` maps dotted keys (list items by index: `densities.1`) to `file:line` or
+    `command line`.
     """
 
     source: str
@@ -30,20 +31,20 @@ class Document:
     places: dict[str, str] = field(default_factory=dict)
 
     def where(self, key: str) -> str:
-        """The place of `key`, or of its nearest parent that was written."""
+        """Return the place of `key`, or of its nearest parent that was written."""
         while key and key not in self.places:
             key = key.rpartition(".")[0]
         return self.places.get(key, self.source)
 
     def problem(self, key: str, rule: str, *value: Any) -> ConfigError:
-        """An error about `key`; `value` may be left out where there is none to show."""
+        """Make an error about `key`; without `value` the message shows none."""
         return ConfigError(
             [Problem(self.where(key), key, rule, value[0] if value else None, has_value=bool(value))]
         )
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader which reads YAML 1.2's floats (`1e-3`)."""
+    """A SafeLoader that also reads floats as YAML 1.2 writes them (`1e-3`)."""
 
 
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"))
@@ -51,9 +52,9 @@ _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 def parse(text: str, source: str) -> Document:
-    """Parse YAML text; `source` is the name used in messages.
+    """Parse YAML text; `source` is its name in messages.
 
-    Raises ConfigError for what is not YAML, has a key twice, or is not a mapping.
+    Raises UserError for text that is not YAML or not a mapping, and ConfigError for a key written twice.
     """
     try:
         loader = _Loader(text)
@@ -81,10 +82,10 @@ def parse(text: str, source: str) -> Document:
 
 
 def read(path: str | Path) -> Document:
-    """Read a YAML file, on top of the file (or files, in order) that its key `extends` names, if any.
+    """Read a YAML file, merged over the file (or files, in order) that its key `extends` names, if any.
 
-    It is a path, or a URI on any pyarrow filesystem (`s3://…`); those that it extends are relative to it.
-    Mappings are merged key by key, anything else is replaced, a distribution as a whole. Raises UserError
+    `path` is a path, or a URI on any pyarrow filesystem (`s3://…`); paths in `extends` are relative to it.
+    Mappings are merged key by key; everything else is replaced, a distribution as a whole. Raises UserError
     where a file is missing, unreadable, or extends itself.
     """
     return _read(str(path), ())
@@ -107,7 +108,7 @@ def _read(path: str, above: tuple[str, ...]) -> Document:
         try:
             merged = _over(merged, _read(base_path, chain))
         except _NoFileError as error:
-            if error.path != base_path:  # one that it extends itself
+            if error.path != base_path:  # the missing file is one that the base extends
                 raise
             raise own.problem("extends", f"no such file ({error})", name) from None
     del own.tree["extends"]
@@ -115,7 +116,7 @@ def _read(path: str, above: tuple[str, ...]) -> Document:
 
 
 def _beside(path: str, name: str) -> str:
-    """`name` as seen from the file at `path`; a URI keeps its query (`?region=…`)."""
+    """Resolve `name` relative to the file at `path`; a URI keeps its query (`?region=…`)."""
     if "://" in name:
         return name
     if "://" not in path:
@@ -130,7 +131,7 @@ def _resolved(path: str) -> str:
 
 
 def _over(base: Document, own: Document) -> Document:
-    """`own` merged over `base`, each key with the place where its value was written."""
+    """Merge `own` over `base`, and keep for each key the place where its value was written."""
     merged, replaced = _merge(base.tree, own.tree)
     kept = {
         key: place
@@ -145,7 +146,7 @@ _DISTRIBUTIONS = ("uniform", "loguniform", "int", "choice")
 
 
 def _merge(base: Any, own: Any, key: str = "") -> tuple[Any, list[str]]:
-    """`own` over `base`, and the keys of `base` that were replaced."""
+    """Return (`own` merged over `base`, the keys of `base` that were replaced)."""
     mappings = isinstance(base, dict) and isinstance(own, dict)
     if not mappings or any(len(m) == 1 and next(iter(m)) in _DISTRIBUTIONS for m in (base, own)):
         return own, [key]
@@ -161,7 +162,7 @@ def _merge(base: Any, own: Any, key: str = "") -> tuple[Any, list[str]]:
 
 
 class _NoFileError(UserError):
-    """There is no file at `path`."""
+    """Raised where there is no file at `path`."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -199,16 +200,16 @@ def _remote_content(uri: str) -> bytes:
 
 
 def override(document: Document, assignments: Iterable[str], place: str = "command line") -> Document:
-    """`document` with `dotted.key=value` assignments applied, values parsed as YAML; `place` names them.
+    """Apply `dotted.key=value` assignments, with values in YAML; messages call their place `place`.
 
-    Missing parents (or null ones) become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on.
-    Raises UserError for what is no assignment, ConfigError where a parent is not a mapping.
+    Missing or null parents become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on. Raises
+    UserError for text that is no assignment, and ConfigError where a parent is not a mapping.
     """
     return assign(document, [_parsed(assignment, place) for assignment in assignments], place)
 
 
 def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) -> Document:
-    """As `override`, with dotted keys and values as they are."""
+    """Set values by dotted key, as `override` does; the values are plain data instead of YAML text."""
     tree = _copy(document.tree)
     places = dict(document.places)
     for key, value in values:
@@ -243,14 +244,14 @@ def _parsed(assignment: str, place: str) -> tuple[str, Any]:
 
 
 def dump(tree: dict[str, Any]) -> str:
-    """YAML text of a tree, keys in their order, short lists on one line."""
+    """Write a tree as YAML text, with keys in their order and short lists on one line."""
     return yaml.dump(
         tree, Dumper=_Dumper, sort_keys=False, default_flow_style=None, allow_unicode=True, width=100
     )
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper whose floats every YAML reader takes for floats (`1.0e-05`, not `1e-05`)."""
+    """A SafeDumper that writes floats so that every YAML reader reads floats (`1.0e-05`, not `1e-05`)."""
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:

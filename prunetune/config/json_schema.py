@@ -1,8 +1,8 @@
-"""A JSON Schema of a sweep's file, for editors: names of keys, what they mean, what may stand there.
+"""A JSON Schema of a sweep's file, with which editors complete keys, explain them and check values.
 
-It is made from the sections (`schema.py`) and from the signatures of the components that are built in, so it
-cannot lag behind them. It accepts what a file may hold by itself: a key may be missing, for it may come from
-a file that is extended or from the command line, and rules about several keys are left to `reading.py`.
+It is generated from the sections (`schema.py`) and from the signatures of the built-in components, so it is
+always up to date. It allows keys to be missing, because they may come from an extended file or from the
+command line; rules that involve several keys are left to `reading.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def sweep_schema() -> Schema:
-    """The schema of a whole file. Distributions may stand where a value determines a result."""
+    """Return the schema of a whole file; it allows distributions for values that determine results."""
     maker = _Maker()
     searched = determining_fields()
     keys = {
@@ -75,7 +75,7 @@ def _reference(name: str) -> Schema:
 
 
 def _or_distribution(value: Schema) -> Schema:
-    """A value, or what it is drawn from."""
+    """Return the schema of a value, or of a distribution of such values."""
     options = [value, _one("choice", {"type": "array", "items": value, "minItems": 1})]
     kinds = _types(value)
     if "number" in kinds:
@@ -86,7 +86,7 @@ def _or_distribution(value: Schema) -> Schema:
 
 
 def _types(value: Schema) -> set[str]:
-    """The types that a schema allows at its top; numbers where it allows anything."""
+    """The JSON types that a schema allows at its top level; "number" if it allows anything."""
     if not value:
         return {"number"}
     if "anyOf" in value:
@@ -96,20 +96,20 @@ def _types(value: Schema) -> set[str]:
 
 @final
 class _Maker:
-    """Makes schemas of types; each section is written once, among `sections`, and referred to."""
+    """Makes schemas of types; the schema of each section is stored once, in `sections`, and referred to."""
 
     def __init__(self) -> None:
         self.sections: dict[str, Schema] = {}
 
     def field(self, field: FieldInfo, *, searched: bool) -> Schema:
-        """A key: its value, or where that may be searched a distribution of it."""
+        """The schema of a key's value; if the key is `searched`, also of a distribution of values."""
         value = self._value(field.annotation, field.metadata, searched=searched)
         if searched:
             value = _or_distribution(value)
         return {"description": field.description, **value} if field.description else value
 
     def _value(self, annotation: Any, metadata: list[Any], *, searched: bool) -> Schema:
-        """What may stand for a type: a section, a list of them, one of several, or plain data."""
+        """The schema of a type: a section, a list of sections, a union, or plain data."""
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         if origin is typing.Annotated:
             return self._value(arguments[0], [*arguments[1:], *metadata], searched=searched)
@@ -137,7 +137,10 @@ class _Maker:
         return {name: self.field(field, searched=searched) for name, field in model.model_fields.items()}
 
     def _component(self, section: type[Component], *, searched: bool) -> Schema:
-        """A name; or a mapping with the name and the options of a built-in component, or of anybody's."""
+        """The schema of a component: a name, or a mapping with a name and options.
+
+        For a built-in component the options are checked; for an import path any option is allowed.
+        """
         kind, key = section.kind, section.key
         own = self._fields(section, searched=searched)
         del own["name"]
@@ -146,7 +149,7 @@ class _Maker:
         default = section.model_fields["name"].default
         built_in = []
         for name in kind.names:
-            # What only another one takes may stand there, for the name may be searched over.
+            # Options that only other components have are allowed, because the name may be searched.
             ignored = [option for option in every if kind.ignores(name, option)]
             others = {option: {"description": "of another one: ignored"} for option in ignored}
             variant = _closed({key: {"const": name}, **others, **options[name], **own})
@@ -171,7 +174,7 @@ def _adapter(annotation: Any, metadata: list[Any]) -> TypeAdapter[Any]:
 
 
 def _plain(annotation: Any, metadata: list[Any]) -> Schema:
-    """Pydantic's own schema; {} (anything) for a type that has none."""
+    """Pydantic's own schema of a type; {} (anything) for a type that has none."""
     try:
         return _adapter(annotation, metadata).json_schema()
     except PydanticUserError:
@@ -179,7 +182,7 @@ def _plain(annotation: Any, metadata: list[Any]) -> Schema:
 
 
 def _short_forms(section: type[BaseModel], metadata: list[Any]) -> list[str]:
-    """The values of `name` that may stand alone for a section that is no component."""
+    """The names that may replace a section, other than a component, such as a schedule's `one_shot`."""
     if issubclass(section, Component) or not metadata or "name" not in section.model_fields:
         return []
     adapter, short = _adapter(section, metadata), []

@@ -1,7 +1,8 @@
-"""Configurations: read and checked. What they may say is in `schema.py`.
+"""Reads and checks configurations; `schema.py` defines what they may contain.
 
-A `Config` holds plain values. A sweep is the same tree with distributions in it (`space.py`), and is
-checked by putting their ends and options in and validating the result, so every rule is written once.
+A `Config` holds plain values. A sweep's file is the same tree with distributions in it (`space.py`). To check
+it, the ends and options of its distributions are filled in and the resulting configurations are validated, so
+that every rule is written only once.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from prunetune.errors import ConfigError, Problem, did_you_mean
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """A training configuration from a file. Raises UserError for all that is wrong with it."""
+    """Read a training configuration from a file. Raises UserError for everything that is wrong in it."""
     return from_document(document.override(document.read(path), overrides))
 
 
 def from_document(source: Document) -> Config:
-    """A training configuration: no distributions, one density."""
+    """Make a training configuration, which has no distributions and one density. Raises ConfigError."""
     template = space.parse(source)
     found = space.parameters(template, is_active)
     if found:
@@ -42,9 +43,9 @@ def from_document(source: Document) -> Config:
 
 
 def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
-    """The template of a sweep, and a `Config` with one value for each distribution.
+    """Return (the template of a sweep, a `Config` with one value for each distribution).
 
-    What determines no result is the same for all trials, so that Config is where to read it.
+    Settings that do not determine results are the same for all trials, so they can be read from that Config.
     Raises ConfigError naming each key for which some value of its distribution breaks a rule.
     """
     template = space.parse(source)
@@ -72,7 +73,7 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
 
 
 def absolute(config: Config) -> Config:
-    """The configuration with absolute local paths: workers have other working folders."""
+    """Make local paths absolute, because workers have other working folders."""
     data = config.data.model_copy(update={"root": str(Path(config.data.root).expanduser().absolute())})
     storage = config.storage
     if "://" not in storage:
@@ -81,7 +82,7 @@ def absolute(config: Config) -> Config:
 
 
 def validate(tree: dict[str, Any], source: Document) -> Config:
-    """A Config from plain values. Raises ConfigError with file, line, key, value and rule of each problem."""
+    """Make a Config from plain values. Raises ConfigError with place, key, value and rule of each problem."""
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
@@ -93,7 +94,7 @@ def validate(tree: dict[str, Any], source: Document) -> Config:
 
 
 def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, rule) of what is right by itself and wrong beside the rest."""
+    """Yield (key, value, rule) of values that are valid alone, but contradict others."""
     pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
     schedule = pruning.schedule
     if isinstance(pruning.rewind, int) and (pre is None or pruning.rewind > pre.epochs):

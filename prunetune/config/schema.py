@@ -1,4 +1,4 @@
-"""The sections of a configuration: keys, types, defaults and the rules of single values."""
+"""The sections of a configuration: their keys, types and defaults, and the rules for single values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prunetune.config.component import Component, default
 
 
 class Section(BaseModel):
-    """Base of every section: unknown keys, wrong types and infinities are errors."""
+    """Base class of sections, in which unknown keys, wrong types and infinite numbers are errors."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
@@ -21,14 +21,14 @@ class Section(BaseModel):
 
 
 class AugmentationConfig(Section):
-    """Random training-time changes, drawn per image and epoch."""
+    """Random changes of training images, drawn anew for each image and epoch."""
 
     crop_padding: int = Field(4, ge=0, description="zero-pad by this many pixels, crop back at random")
     flip: bool = Field(True, description="mirror left-right with probability 1/2")
 
 
 class DataConfig(Component):
-    """Where the data are and how they are split; further keys are the source's options."""
+    """The data source, where its files are, and how they are split; further keys are its options."""
 
     kind: ClassVar = registry.DATA_SOURCES
     root: str = "data"
@@ -40,15 +40,15 @@ class DataConfig(Component):
 
 
 class TaskConfig(Component):
-    """What is learnt; further keys are the task's options."""
+    """The task, which says what the network learns; further keys are its options."""
 
     kind: ClassVar = registry.TASKS
 
 
 class ModelConfig(Component):
-    """A network, built in or a user's own `nn.Module`; further keys are its constructor's arguments.
+    """The network, built in or a user's own `nn.Module`; further keys are its constructor's arguments.
 
-    What follows from the data need not be given; where it is, it must fit them.
+    `num_classes` and `in_channels` follow from the data; if they are given, they must agree with the data.
     """
 
     kind: ClassVar = registry.MODELS
@@ -57,7 +57,7 @@ class ModelConfig(Component):
 
 
 class ScheduleConfig(Component):
-    """Learning-rate schedule over a stage, in shares of the stage so that it transfers to longer ones."""
+    """The learning-rate schedule of a stage, in shares of the stage, so that it fits stages of any length."""
 
     kind: ClassVar = registry.RATE_SCHEDULES
     name: str = "constant"
@@ -65,25 +65,25 @@ class ScheduleConfig(Component):
 
 
 def _named(value: Any) -> Any:
-    """`cosine` is short for `{name: cosine}`."""
+    """Expand a name, such as `one_shot`, to a section `{name: one_shot}`."""
     return {"name": value} if isinstance(value, str) else value
 
 
 class OptimizerConfig(Component):
-    """What steps the weights. Weight decay acts on weights, never on masks."""
+    """The optimizer of the weights. Weight decay acts on weights, never on masks."""
 
     kind: ClassVar = registry.OPTIMIZERS
     schedule: ScheduleConfig = default(ScheduleConfig, "constant")
 
 
 class InitializerConfig(Component):
-    """How the prunable weights are drawn before training."""
+    """The initializer, which draws the prunable weights before training."""
 
     kind: ClassVar = registry.INITIALIZERS
 
 
 class MaskConfig(Component):
-    """A mask that is learnt with the weights (paper, section 3.1), by the name of its method."""
+    """The method of a mask that is learnt together with the weights (paper, section 3.1)."""
 
     kind: ClassVar = registry.MASKS
     key: ClassVar = "method"
@@ -91,7 +91,7 @@ class MaskConfig(Component):
 
 
 class PrePruningConfig(Section):
-    """Stage 1: train a network that is good to prune."""
+    """Stage 1: train a network that can be pruned well."""
 
     epochs: int = Field(ge=0)
     optimizer: OptimizerConfig
@@ -103,11 +103,12 @@ class PrePruningConfig(Section):
 
 
 class PruningScheduleConfig(Section):
-    """When weights go: all at once, in rounds with retraining between, or during post-pruning (cubic).
+    """When weights are pruned: all at once, in rounds with retraining, or gradually during post-pruning.
 
-    Rounds are trained with the optimizer of `pre_pruning` (of `post_pruning` where that is null); after
-    round r of n the density is d^(r/n). Gradual pruning updates the mask `every` so many steps, between the
-    shares `start` and `end` of the post-pruning stage.
+    Iterative pruning retrains after each round but the last, with the optimizer of `pre_pruning` (of
+    `post_pruning` where that is null); after round r of n the density is d^(r/n). Gradual pruning prunes
+    further every `every` steps, on a cubic schedule between the shares `start` and `end` of the post-pruning
+    stage.
     """
 
     name: Literal["one_shot", "iterative", "gradual"] = "one_shot"
@@ -126,13 +127,13 @@ def _rewind(value: Any) -> Any:
 
 
 class CriterionConfig(Component):
-    """What ranks the weights."""
+    """The criterion, which scores the weights for pruning."""
 
     kind: ClassVar = registry.CRITERIA
 
 
 class PruningConfig(Section):
-    """Stage 2: which weights stay, and with which values they go on."""
+    """Stage 2: choose which weights stay, and the values with which they are trained further."""
 
     criterion: CriterionConfig = default(CriterionConfig, "magnitude")
     scoring_rounds: int | None = Field(
@@ -150,13 +151,13 @@ class PruningConfig(Section):
 
 
 class DynamicConfig(Component):
-    """Dynamic sparse training: masks that move while training, at a constant density."""
+    """Dynamic sparse training: the mask moves during training, at a constant density."""
 
     kind: ClassVar = registry.DYNAMICS
 
 
 class RescaledInitConfig(Section):
-    """ToST's layer-wise rescaled initialization (LRsI): GradInit on one scale per tensor."""
+    """ToST's layer-wise rescaled initialization (LRsI): GradInit learns one scale per weight tensor."""
 
     iterations: int = Field(180, ge=1)
     eta: float = Field(0.1, gt=0, description="length of the look-ahead step")
@@ -166,19 +167,19 @@ class RescaledInitConfig(Section):
 
 
 class LabelSmoothingConfig(Section):
-    """α_t = α0 (1 − t/T)."""
+    """Label smoothing whose strength decays over the first T epochs: α_t = α0 (1 − t/T)."""
 
     alpha0: float = Field(ge=0, lt=1)
     horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
 
     @property
     def is_zero(self) -> bool:
-        """Whether it computes the same as null."""
+        """Whether the section has the same effect as null."""
         return self.alpha0 == 0
 
 
 class SoftActivationConfig(Section):
-    """PSwish with β_t from β0 to β_max over T, then ReLU."""
+    """PSwish in the place of ReLU, with β_t rising from β0 to β_max over the first T epochs; then ReLU."""
 
     beta0: float = Field(ge=0)
     beta_max: float = Field(20.0, gt=0)
@@ -186,19 +187,19 @@ class SoftActivationConfig(Section):
 
 
 class SoftSkipConfig(Section):
-    """Skip connections weighted by γ_t = γ0 (1 − t/T)."""
+    """Extra skip connections whose weight decays over the first T epochs: γ_t = γ0 (1 − t/T)."""
 
     gamma0: float = Field(ge=0)
     horizon: float = Field(1.0, gt=0, le=1, description="T, as a share of the stage's epochs")
 
     @property
     def is_zero(self) -> bool:
-        """Whether it computes the same as null."""
+        """Whether the section has the same effect as null."""
         return self.gamma0 == 0
 
 
 class PostPruningConfig(Section):
-    """Stage 3: train what is left."""
+    """Stage 3: train the weights that pruning has kept."""
 
     epochs: int = Field(ge=1)
     optimizer: OptimizerConfig
@@ -210,14 +211,14 @@ class PostPruningConfig(Section):
 
 
 class EarlyStoppingConfig(Component):
-    """Which trials end before their last post-pruning epoch; each density is judged by itself."""
+    """The rule that ends trials before their last post-pruning epoch, applied to each density by itself."""
 
     kind: ClassVar = registry.EARLY_STOPPING
     name: str = "asha"
 
 
 class SamplerConfig(Component):
-    """What proposes the values of a trial."""
+    """The sampler, which proposes the values of a trial."""
 
     kind: ClassVar = registry.SAMPLERS
 
@@ -235,10 +236,10 @@ class SearchConfig(Section):
 
 
 class KeepConfig(Section):
-    """What the store keeps of a sweep. A best trial keeps all of its stages, an unfinished one too.
+    """Which stages of a sweep the store keeps; those of the best and of unfinished trials always stay.
 
-    `pre_pruning` is about all that is trained before post-pruning and that other trials may start from:
-    the pre-pruned networks, the early ones to rewind to, and those of iterative pruning's rounds.
+    `pre_pruning` is about all networks from which other trials may start: the pre-pruned ones, the early ones
+    for rewinding, and those of iterative pruning's rounds.
     """
 
     post_pruning: Literal["best", "all"] = Field("best", description="per density, or of all trials")
@@ -246,10 +247,10 @@ class KeepConfig(Section):
 
 
 class ResourcesConfig(Section):
-    """What one worker takes; a fraction of a GPU packs several workers on it.
+    """The CPUs and GPUs of one worker; with a fraction of a GPU several workers share it.
 
-    A worker runs `trials_per_worker` trials side by side, their epochs as batched programs where the model
-    allows it; `auto` is as many as a model of its size leaves room for.
+    A worker runs `trials_per_worker` trials side by side, and trains their epochs as batched programs if the
+    model allows it. `auto` chooses the number by the model's size.
     """
 
     cpus: float = Field(1, gt=0)
@@ -265,13 +266,13 @@ class ResourcesConfig(Section):
 
 
 class TrackerConfig(Component):
-    """What shows or records a sweep somewhere while it runs."""
+    """A tracker, which shows or records a sweep somewhere while it runs."""
 
     kind: ClassVar = registry.TRACKERS
 
 
 class TrackingConfig(Section):
-    """Who is told how a sweep goes, and where MLflow writes."""
+    """The trackers of a sweep, and where MLflow writes."""
 
     uri: str | None = Field(
         None, description="MLflow's; null: $MLFLOW_TRACKING_URI, else a SQLite file in the run folder"
@@ -288,7 +289,7 @@ class TrackingConfig(Section):
 
 
 class Config(Section):
-    """One file. For a training run (`run_pipeline`, `prunetune.train`) `densities` has one entry."""
+    """A whole configuration. For a training (`run_pipeline`, `prunetune.train`) `densities` has one entry."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(0, ge=0)
@@ -311,7 +312,7 @@ class Config(Section):
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
     storage: str = Field(
-        # So that the same file writes to a folder on a laptop and to what all nodes share on a cluster.
+        # The variable lets the same file write to a folder on a laptop and to shared storage on a cluster.
         default_factory=lambda: os.environ.get("PRUNETUNE_STORAGE") or "runs",
         min_length=1,
         description="a folder or a URI (s3://…); by default $PRUNETUNE_STORAGE, else runs",
@@ -327,7 +328,7 @@ class Config(Section):
     @field_validator("data")
     @classmethod
     def _as_the_task_wants(cls, data: DataConfig, info: ValidationInfo) -> DataConfig:
-        """A source that can give its targets as classes or as numbers gives what the task learns."""
+        """Ask a source that can return targets as classes or as numbers for those that the task needs."""
         task = info.data.get("task")
         can_choose = "targets" in data.kind.options(data.name).model_fields
         if task is None or not can_choose or data.options.get("targets") is not None:
@@ -344,22 +345,22 @@ class Config(Section):
 
     @property
     def density(self) -> float:
-        """The one density of a training run. Raises ValueError where there are several."""
+        """The only density of a training. Raises ValueError where there are several."""
         if len(self.densities) != 1:
             raise ValueError(f"a single run needs one density; this configuration has {self.densities}")
         return self.densities[0]
 
     def at(self, density: float) -> Config:
-        """This configuration for one density."""
+        """Return a copy of this configuration with a single density."""
         return self.model_copy(update={"densities": [density]})
 
     def tree(self) -> dict[str, Any]:
-        """Plain mappings, lists and scalars, as a YAML file would say them."""
+        """Return the configuration as mappings, lists and scalars, as a YAML file would write it."""
         return self.model_dump(mode="json")
 
 
 def pattern(structure: str) -> tuple[int, int]:
-    """(n, m) of an `n:m` structure."""
+    """Return the numbers (n, m) of an `n:m` structure such as `2:4`."""
     n, _, m = structure.partition(":")
     return int(n), int(m)
 
@@ -377,8 +378,8 @@ DOES_NOT_DETERMINE: dict[str, str] = {
 }
 """The fields of a configuration that do not determine its results, by dotted key, each with the reason.
 
-Everything else is in the keys under which results are stored, and in what tells two trials apart. A recorded
-trial that goes on takes these from today's file.
+All other fields are part of the keys under which results are stored, and distinguish trials. When a recorded
+trial is resumed, it takes the values of these fields from today's file.
 """
 
 COUNTS_WHEN: dict[tuple[type[BaseModel], str], tuple[str, Any, Callable[[Any], bool]]] = {
@@ -391,12 +392,13 @@ COUNTS_WHEN: dict[tuple[type[BaseModel], str], tuple[str, Any, Callable[[Any], b
     (PruningConfig, "dense_layers"): ("structure", "unstructured", lambda name: name == "unstructured"),
     (LabelSmoothingConfig, "horizon"): ("alpha0", 0.0, lambda value: value > 0),
     (SoftSkipConfig, "horizon"): ("gamma0", 0.0, lambda value: value > 0),
-    # They must be what the data have; but a constructor of a user's own may be given `in_channels`.
+    # Both must agree with the data, so they say nothing new; only a user's own constructor may get
+    # `in_channels` as an argument.
     (ModelConfig, "num_classes"): ("name", None, lambda name: False),
     (ModelConfig, "in_channels"): ("name", None, lambda name: ":" in name),
 }
-"""(section, field) to (sibling, its default, when its value makes the field count).
+"""Maps (section, field) to (a sibling, its default, a function: does its value make the field count?).
 
-A field that does not count is not sampled, and has its default in hashes, so that what computes the same is
-equal. Options of components say so by themselves (`Component.counts`).
+A field that does not count is not sampled, and hashes contain its default, so that configurations which
+compute the same are equal. Components declare this for their own options (`Component.counts`).
 """

@@ -1,8 +1,8 @@
-"""Distributions in a configuration tree, and turning such a tree into plain values.
+"""Search spaces: configuration trees with distributions, and how they become plain values.
 
-A *template* is the tree of a YAML file in which any scalar may be a `Distribution`. `resolve` walks it once,
-asks for a value wherever it meets a distribution, and leaves out what other values have switched off; the
-same walk serves Optuna's sampling, the check of a space against the schema, and listing it for a person.
+A *template* is the tree of a YAML file in which any value may be a `Distribution`. `resolve` walks it once,
+asks for a value at each distribution, and leaves out fields that other values have switched off. Optuna's
+sampling, the check of a space against the schema, and the list of its parameters all use this walk.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ __all__ = [
 ]
 
 Suggest = Callable[[str, Distribution], Any]
-"""Gives the value of the parameter with this name; for a Choice, the label of the option."""
+"""A function that returns the value of the parameter with this name; for a Choice, the option's label."""
 
 Active = Callable[[str, Mapping[str, Any]], bool]
-"""Whether the field with this dotted key counts, given the values of its siblings.
+"""A function that says whether the field with this dotted key counts, given the values of its siblings.
 
-A sibling whose value is not known yet is PENDING (then the answer is no, and it is asked again later); one
-that is not there has the schema's default.
+A sibling whose value is not known yet is PENDING; then the answer is no, and the function is called again
+later. A missing sibling has the schema's default.
 """
 
 PENDING: Any = object()
 
 
 def resolve(template: Mapping[str, Any], suggest: Suggest, active: Active) -> dict[str, Any]:
-    """Plain values for a template: `suggest` is asked once per distribution that counts.
+    """Turn a template into plain values; `suggest` is called once for each distribution that counts.
 
-    A distribution whose key is not `active` is left out, so the schema's default stands. The names passed
-    to `suggest` are dotted keys; inside the mapping chosen by a Choice the chosen label is part of the
-    name (`pre_pruning.optimizer[sgd].lr`), because each option may have its own range.
+    A distribution whose key is not `active` is left out, so that the schema's default applies. The names
+    passed to `suggest` are dotted keys. Within a mapping that a Choice has chosen, the chosen label is part
+    of the name (`pre_pruning.optimizer[sgd].lr`), because each option may have its own range.
     """
     values = _resolve(template, "", "", suggest, active)
     assert isinstance(values, dict)
@@ -59,12 +59,12 @@ def resolve(template: Mapping[str, Any], suggest: Suggest, active: Active) -> di
 
 
 def at(template: Mapping[str, Any], params: Mapping[str, Any], active: Active) -> dict[str, Any]:
-    """Plain values at these parameters; one that is not given has its first probe."""
+    """Turn a template into plain values at these parameters; a missing parameter has its first probe."""
     return resolve(template, lambda name, d: params.get(name, d.probes()[0]), active)
 
 
 def parameters(template: Mapping[str, Any], active: Active) -> dict[str, Distribution]:
-    """Every distribution that can be reached, by name, in the order of the file."""
+    """List all distributions that can be active, by name, in the order of the file."""
     found: dict[str, Distribution] = {}
     for _ in assignments(template, active, found):
         pass
@@ -72,7 +72,7 @@ def parameters(template: Mapping[str, Any], active: Active) -> dict[str, Distrib
 
 
 def leaves(template: Any, name: str = "") -> dict[str, Any]:
-    """Every value and distribution by the name that parameters have, those inside options of choices too.
+    """List all values and distributions, also those inside options of choices, named like parameters.
 
     >>> leaves({"a": Choice((None, {"b": 1, "c": Int(1, 2)}), (None, "on"))})["a[on].b"]
     1
@@ -91,10 +91,10 @@ def leaves(template: Any, name: str = "") -> dict[str, Any]:
 def assignments(
     template: Mapping[str, Any], active: Active, found: dict[str, Distribution] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Assignments of probe values under which every parameter takes each of its probes at least once.
+    """Yield assignments of probe values in which every parameter takes each of its probes at least once.
 
-    Yields `{name: value}` with only the values that differ from a parameter's first probe. `found`, where
-    given, is filled with each distribution met.
+    Each is `{name: value}` with only the values that differ from the parameter's first probe. All
+    distributions are written into `found`, if given.
     """
     found = {} if found is None else found
     pending: list[dict[str, Any]] = [{}]
@@ -126,10 +126,10 @@ def enumerate_finite(
     *,
     fixed: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]] | None:
-    """All distinct parameter assignments of a space, or None where it has more than `limit`.
+    """List all distinct parameter assignments of a space; None where there are more than `limit`.
 
-    Only those in which the parameters in `fixed` have these values. A space with a float distribution that
-    is neither fixed nor a single point counts as infinite.
+    Only assignments in which the parameters in `fixed` have these values are listed. A space counts as
+    infinite if a float distribution is neither fixed nor a single point.
     """
     try:
         found = list(islice(_enumerate(template, active, dict(fixed or {})), limit + 1))
@@ -141,10 +141,10 @@ def enumerate_finite(
 def recover(
     template: Mapping[str, Any], values: Mapping[str, Any], active: Active
 ) -> Iterator[dict[str, Any]]:
-    """Candidate parameter assignments under which `template` may resolve to `values` (a complete tree).
+    """Yield parameter assignments under which `template` may resolve to `values`, a complete tree.
 
-    The inverse of `resolve`, for results of an earlier space. Which candidate is right, if any, shows when
-    it is resolved and compared; several come up where options of a choice look alike.
+    This is the inverse of `resolve`, for results of an earlier space. The caller must resolve each candidate
+    and compare; there are several candidates where options of a choice look alike.
     """
     for candidate in _recover(template, values, "", ""):
         asked: dict[str, Any] = {}
@@ -166,7 +166,7 @@ def recover(
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to leaves; lists are leaves.
+    """Flatten a tree to its leaves by dotted key; lists are leaves.
 
     >>> flatten({"a": {"b": 1, "c": [1, 2]}, "d": None})
     {'a.b': 1, 'a.c': [1, 2], 'd': None}
@@ -188,7 +188,7 @@ class _InfiniteError(Exception):
 def _enumerate(
     template: Mapping[str, Any], active: Active, fixed: dict[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """Depth first: fix the first parameter not fixed yet to each of its values in turn."""
+    """Yield all assignments depth first: set the first free parameter to each of its values in turn."""
     first: list[tuple[str, Distribution]] = []
 
     def suggest(name: str, distribution: Distribution) -> Any:
@@ -224,7 +224,7 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
     if isinstance(node, Distribution):
         return suggest(name, node)
     if isinstance(node, dict):
-        # Siblings without a condition first: the conditions read them.
+        # Resolve siblings without a condition first, because the conditions read them.
         values: dict[str, Any] = {}
         pending = dict.fromkeys(node, PENDING)
         later: list[str] = []
@@ -271,5 +271,5 @@ def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, A
 
 
 def _is_open(node: Any) -> bool:
-    """Whether there is a distribution in it, other than in a mapping with conditions of its own."""
+    """True if the value is a distribution, or a list that contains one."""
     return isinstance(node, Distribution) or (isinstance(node, list) and any(map(_is_open, node)))
