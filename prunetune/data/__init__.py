@@ -1,4 +1,4 @@
-"""Data as whole tensors on one device: loading, splitting, and batches with augmentation."""
+"""Data sets as whole tensors on one device: loading, splitting, and batches with augmentation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Mini-batches cut from tensors that already are on the device."""
+"""Mini-batches of tensors that are already on the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prunetune.config.schema import AugmentationConfig
 from prunetune.data.dataset import Dataset, Split
 
 Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Stored inputs and targets of a batch, as the network and the loss take them."""
+"""A function that turns a batch's stored inputs and targets into those that network and loss take."""
 
 
 def batches(
@@ -24,13 +24,13 @@ def batches(
     part: slice | None = None,
     prepare: Prepare | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of training batches in a random order: inputs (B, …) and targets (B, …).
+    """Yield one epoch of training batches in a random order: inputs (B, …) and targets (B, …).
 
-    They are as `prepare` makes them; by default inputs are normalized and targets as they are stored.
+    `prepare` is applied to each; by default inputs are normalized and targets are as stored.
 
-    The last, smaller batch is left out (each epoch a different one, so nothing is never seen), unless
-    there is no other. `order` is a CPU generator, `drawn` one on the data's device, for augmentation. With
-    `part` that slice of each batch, as it is in the whole.
+    The last, smaller batch is left out, unless it is the only one; it has other examples in each epoch, so
+    every example is seen. `order` is a CPU generator; `drawn` is a generator on the data's device, for
+    augmentation. With `part`, only that slice of each batch is yielded, as it is in the whole batch.
     """
     prepare = prepare or _prepared(data)
     n = len(data.train)
@@ -47,12 +47,12 @@ def batches(
 
 
 def batch_length(data: Dataset, batch_size: int) -> int:
-    """How many examples each batch of `batches` has."""
+    """The number of examples in each batch of `batches`."""
     return min(batch_size, len(data.train))
 
 
 def steps_per_epoch(data: Dataset, batch_size: int) -> int:
-    """How many batches `batches` yields."""
+    """The number of batches that `batches` yields."""
     return max(1, len(data.train) // batch_size)
 
 
@@ -63,7 +63,10 @@ def evaluation_batches(
     part: slice | None = None,
     prepare: Prepare | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of a split, or a part of it, in order, nothing drawn; `prepare` as for `batches`."""
+    """Yield batches of a split, or of a part of it, in order and without augmentation.
+
+    `prepare` is as for `batches`.
+    """
     prepare = prepare or _prepared(data)
     first, last = (0, len(split)) if part is None else (part.start, part.stop)
     for start in range(first, last, size):
@@ -83,11 +86,11 @@ def augment(
     part: slice | None = None,
     of: int | None = None,
 ) -> Tensor:
-    """Pad and crop back at a random offset, then mirror with probability ½; each image on its own draw.
+    """Pad each image and crop it back at a random offset, then mirror it with probability ½.
 
-    Images (B, C, H, W) of any type, on the generator's device; padding is 0 (black), as torchvision's
-    RandomCrop does it before normalization. Where they are only a `part` of a batch `of` so many, each gets
-    what is drawn for it in the whole.
+    `images` (B, C, H, W) may have any type and are on the generator's device. The padding is 0 (black), as in
+    torchvision's RandomCrop before normalization. If they are only a `part` of a batch `of` that many images,
+    each image gets the random numbers that it would get in the whole batch.
     """
     n, _, height, width = images.shape
     n = n if of is None else of

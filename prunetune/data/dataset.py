@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs and targets as they are stored, a row per example, on one device.
+    """The inputs and targets of a split as they are stored, with a row per example, on one device.
 
     Inputs are images (N, C, H, W) uint8, columns of a table (N, F) float32, or sequences (N, L) int64 of
     indices into a vocabulary. Targets are classes (N,) int64, numbers (N, T) float32, or sequences (N, L)
@@ -28,21 +28,21 @@ class Split:
         return len(self.targets)
 
     def to(self, device: torch.device) -> Split:
-        """The same split on a device."""
+        """Return the split on a device."""
         return Split(self.inputs.to(device), self.targets.to(device))
 
     def take(self, indices: Tensor) -> Split:
-        """The examples at `indices`."""
+        """Return the examples at `indices` as a split."""
         return Split(self.inputs[indices], self.targets[indices])
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a data source gives: training examples, from which validation is split off, and test examples.
+    """The return value of a data source: training examples and test examples.
 
-    A source is a function `source(root, *, options…)` with `data.root` as its first argument. `classes` is
-    the number of different targets (the size of the vocabulary where targets are sequences); None where
-    targets are numbers.
+    The validation split is taken from the training examples later. A data source is a function
+    `source(root, *, options…)` that gets `data.root` as its first argument. `classes` is the number of
+    different targets (the size of the vocabulary if targets are sequences), or None if targets are numbers.
     """
 
     train: Split
@@ -52,11 +52,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Form:
-    """What of the data a network and a task are made for, without the examples themselves.
+    """The properties of a data set for which a network and a task are made, without its examples.
 
-    `shape` is that of one input. `mean` and `std` (C,) are the training inputs', per channel of images or per
-    column of a table; empty for indices into a vocabulary, which are not normalized. `target_mean` and
-    `target_std` (T,) are those of numbers as targets; None for classes.
+    `shape` is the shape of one input. `mean` and `std` (C,) are the mean and standard deviation of the
+    training inputs, per channel of images or per column of a table; they are empty for indices into a
+    vocabulary, which are not normalized. `target_mean` and `target_std` (T,) are those of the training
+    targets if these are numbers, and None for classes.
     """
 
     shape: tuple[int, ...]
@@ -67,9 +68,9 @@ class Form:
     target_std: Tensor | None = None
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Stored inputs (B, …) as float32: mean 0, deviation 1 per channel or column over the training set.
+        """Normalize stored inputs (B, …) to float32 with mean 0 and deviation 1 over the training set.
 
-        Indices into a vocabulary are given back as they are.
+        Mean and deviation are per channel or column. Indices into a vocabulary are returned unchanged.
         """
         if not len(self.mean):
             return inputs
@@ -78,24 +79,24 @@ class Form:
 
     @cached_property
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Of `normalize`, each (1, C, 1, …); not computed anew at every step."""
+        """The scale and shift that `normalize` applies, each (1, C, 1, …), cached for all steps."""
         view = 1, -1, *[1] * (len(self.shape) - 1)
         return (1 / self.std).view(view), (-self.mean / self.std).view(view)
 
     @classmethod
     def unseen(cls, shape: tuple[int, ...], classes: int | None) -> Form:
-        """That of inputs of which no statistics are known: a network can be built for it, not trained."""
+        """Make a form without statistics, for which a network can be built but not trained."""
         return cls(shape, classes, torch.zeros(shape[0]), torch.ones(shape[0]))
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for a file."""
+        """Convert the form to plain data, for a file."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         plain = {name: v.tolist() if isinstance(v, Tensor) else v for name, v in found.items()}
         return {"input_shape": list(plain.pop("shape")), **plain}
 
     @classmethod
     def read(cls, plain: dict[str, Any]) -> Form:
-        """The inverse of `plain`; further keys are left out, statistics of targets may be missing."""
+        """Make a form from `plain` data; other keys are ignored, and target statistics may be missing."""
 
         def tensor(name: str) -> Tensor | None:
             values = plain.get(name)
@@ -110,10 +111,10 @@ class Form:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three splits, the number of classes (None: numbers), and the training set's statistics (`Form`).
+    """Three splits, the number of classes (None for numbers), and the training set's statistics (`Form`).
 
-    `digest` is the SHA-256 of the decoded training and test data and the split: it stands for the data in
-    a stage's key, so results stay valid when files move and are not reused when files change.
+    `digest` is the SHA-256 of the decoded data and their split. It represents the data in the keys of stages,
+    so that results stay valid when files move, and are not reused when their content changes.
     """
 
     train: Split
@@ -128,27 +129,27 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one input: (channels, height, width), (columns,), or (length,)."""
+        """The shape of one input: (channels, height, width), (columns,), or (length,)."""
         return tuple(self.train.inputs.shape[1:])
 
     @cached_property
     def form(self) -> Form:
-        """What a network and a task are made for, on the data's device."""
+        """The form of the data, for which networks and tasks are made, on the data's device."""
         return Form(self.shape, self.classes, self.mean, self.std, self.target_mean, self.target_std)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device that holds the tensors."""
         return self.train.inputs.device
 
     def to(self, device: torch.device) -> Dataset:
-        """The same data on a device."""
+        """Return the data on a device."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         movable = {name: v.to(device) for name, v in values.items() if isinstance(v, Split | Tensor)}
         return Dataset(**{**values, **movable})
 
     def arrays(self) -> dict[str, Any]:
-        """The data on the CPU as arrays that share its memory, by name, and the plain rest."""
+        """Return the data as NumPy arrays by name, which share memory on the CPU, and the other fields."""
         splits = {"train": self.train, "validation": self.validation, "test": self.test}
         tensors = {
             **{f"{name}.inputs": split.inputs for name, split in splits.items()},
@@ -163,7 +164,7 @@ class Dataset:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> Dataset:
-        """The inverse of `arrays`, without a copy: where the arrays are read-only, so are the tensors."""
+        """Make a data set from `arrays` without copying; tensors of read-only arrays are read-only too."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")
 
@@ -187,16 +188,16 @@ class Dataset:
             )
 
     def normalize(self, inputs: Tensor) -> Tensor:
-        """Stored inputs as the network takes them (`Form.normalize`)."""
+        """Normalize stored inputs for the network (`Form.normalize`)."""
         return self.form.normalize(inputs)
 
 
 def split_off_validation(
     training: Split, test: Split, classes: int | None, *, fraction: float, seed: int
 ) -> Dataset:
-    """A Dataset whose validation split is a random `fraction` of the training examples, at least one.
+    """Make a data set whose validation split is a random `fraction` of the training examples, at least one.
 
-    The drawing depends on `seed` and the number of examples only, so it is the same on every machine.
+    The choice depends only on `seed` and the number of examples, so it is the same on every machine.
     """
     n = len(training)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -211,7 +212,7 @@ def split_off_validation(
 
 
 def input_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of inputs (N, C, …) per channel or column; (0,) for indices into a vocabulary."""
+    """Mean and deviation of inputs (N, C, …) per channel or column; empty for indices into a vocabulary."""
     if inputs.dtype == torch.uint8:
         return channel_statistics(inputs)
     if inputs.is_floating_point():
@@ -222,7 +223,7 @@ def input_statistics(inputs: Tensor) -> tuple[Tensor, Tensor]:
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation per channel of uint8 images (N, C, H, W), each (C,) float32.
 
-    Summed exactly, in integers, from a histogram. A constant channel gets deviation 1.
+    They are computed in float64 from exact counts of the pixel values. A constant channel gets deviation 1.
     """
     values = torch.arange(256, dtype=torch.float64)
     means, deviations = [], []
@@ -236,9 +237,9 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _statistics(numbers: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of numbers (N, C, …) per C, each (C,) float32; deviation 1 of what is constant."""
+    """Mean and deviation of numbers (N, C, …), each (C,) float32; a constant column gets deviation 1."""
     rows = numbers.double().transpose(0, 1).flatten(1)
-    is_constant = (rows == rows[:, :1]).all(1)  # of which rounding may leave a tiny deviation
+    is_constant = (rows == rows[:, :1]).all(1)  # rounding may give it a tiny deviation
     std = rows.std(1, correction=0).masked_fill(is_constant, 1.0)
     return rows.mean(1).float(), std.float()
 

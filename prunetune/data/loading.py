@@ -1,4 +1,4 @@
-"""Loading what `data` names, once per process and device."""
+"""Loads the data set that the section `data` names, once per process and device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prunetune.errors import UserError
 
 
 def load(config: DataConfig, device: str = "cpu") -> Dataset:
-    """The data set on a device; the trials of a process share it, so treat it as read-only.
+    """Load the data set on a device. All trials of a process share it, so it must not be changed.
 
-    Raises UserError where files are missing, unreadable, or not what the format says.
+    Raises UserError where files are missing, unreadable, or not in the expected format.
     """
     key = (_key(config), device)
     found = _loaded.get(key)
@@ -25,17 +25,17 @@ def load(config: DataConfig, device: str = "cpu") -> Dataset:
 
 
 def provide(config: DataConfig, data: Dataset) -> None:
-    """Let `load` give `data` (on the CPU) for this configuration, as if it had read the files."""
+    """Make `load` return `data` (on the CPU) for this configuration, without reading files."""
     _remember((_key(config), "cpu"), data)
 
 
 _loaded: dict[tuple[DataConfig, str], Dataset] = {}
-"""The last ones used, the latest at the end."""
+"""The data sets used last, the latest at the end."""
 _MOST_LOADED = 2
 
 
 def _key(config: DataConfig) -> DataConfig:
-    # How batches are cut does not matter here, so that trials which differ in it share the tensors.
+    # Batch size and augmentation do not change the data, so trials that differ in them share the tensors.
     root = str(Path(config.root).expanduser().absolute())
     return config.model_copy(update={"batch_size": 1, "augmentation": None, "root": root})
 
@@ -68,13 +68,13 @@ def _load(config: DataConfig) -> Dataset:
 
 
 def form_of(config: DataConfig) -> Form:
-    """What the data are like, without loading where the name alone says it (then without statistics)."""
+    """Return the data's form; a built-in source of known form is not loaded, and has no statistics then."""
     known: tuple[tuple[int, ...], int | None] | None = getattr(config.component, "known", None)
     return load(config).form if known is None else Form.unseen(*known)
 
 
 def _first(split: Split, count: int) -> Split:
-    """A fixed random choice of `count` examples: the first ones of a file may be sorted by class."""
+    """Take a fixed random choice of `count` examples, because files may be sorted by class."""
     if count >= len(split):
         return split
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))

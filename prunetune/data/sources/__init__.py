@@ -1,1 +1,1 @@
-"""Where data come from: a file per source, by the name in `data.name`."""
+"""The built-in data sources, one module per source; `data.name` chooses one."""

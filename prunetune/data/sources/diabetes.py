@@ -1,4 +1,4 @@
-"""scikit-learn's diabetes data, which come with it."""
+"""The diabetes data set, which scikit-learn includes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from prunetune.data.dataset import Source, Split
 
 
 def diabetes(root: str) -> Source:
-    """442 patients, ten columns, and how far the disease had come a year later (25 to 346).
+    """Load the diabetes data: ten columns for 442 patients; the target is the disease's progress (25 to 346).
 
-    Efron et al. 2004, "Least Angle Regression". A fixed random fifth is the test split.
+    The progress was measured a year later (Efron et al. 2004, "Least Angle Regression"). A fixed random fifth
+    of the patients is the test split.
     """
     from sklearn.datasets import load_diabetes
 

@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits, which come with it."""
+"""The handwritten digits, which scikit-learn includes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from prunetune.data.dataset import Source, Split
 
 
 def digits(root: str) -> Source:
-    """scikit-learn's 1,797 handwritten digits, 8×8; a fixed random fifth of them is the test split."""
+    """Load scikit-learn's 1,797 handwritten digits, 1×8×8; a fixed random fifth is the test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -1,4 +1,4 @@
-"""A folder of images per class."""
+"""Image data sets with a folder of images for each class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".ti
 
 
 def image_folder(root: str, *, image_size: images.Size | None = None) -> Source:
-    """`root/train/<class>/…` and `root/test/<class>/…` (or `val`, `valid`): a folder of images per class.
+    """Load images from `root/train/<class>/…` and `root/test/<class>/…` (or `val`, `valid`).
 
-    With `image_size` images are resized to a square of so many pixels.
+    With `image_size`, images are resized to a square with sides of this many pixels.
     """
     top = images.folder(root)
     train_root = top / "train"

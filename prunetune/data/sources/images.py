@@ -1,4 +1,4 @@
-"""Decoding encoded images to one tensor."""
+"""Decodes image files into one tensor, for the data sources that read images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunetune.data.dataset import Source, Split
 from prunetune.errors import UserError
 
 Size = Annotated[int, Field(ge=1)]
-"""Height and width, in pixels, that images are resized to."""
+"""The height and width, in pixels, to which images are resized."""
 
 
 def folder(root: str) -> Path:
-    """`data.root` as a folder that is there; raises UserError where it is not."""
+    """Return `data.root` as a path. Raises UserError where there is no such folder."""
     path = Path(root).expanduser()
     if not path.is_dir():
         raise UserError(f"data.root = {root!r}: no such folder (looked for {path.absolute()})")
@@ -27,7 +27,7 @@ def folder(root: str) -> Path:
 
 
 def target(first: Any, image_size: int | None) -> tuple[int, tuple[int, int]]:
-    """Channels and (height, width) that all images are brought to: the first one's, unless configured."""
+    """Return (channels, (height, width)) for all images: those of the first one, or `image_size`."""
     image = _open(first)
     channels = 1 if image.mode in ("1", "L", "I", "F", "I;16") else 3
     return channels, (image_size, image_size) if image_size else (image.height, image.width)
@@ -39,7 +39,7 @@ def _open(source: Any) -> Any:
     try:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # as its decoders raise
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:  # as decoders raise
         name = "an image's bytes" if isinstance(source, bytes) else source
         raise UserError(f"data.root: {name} cannot be decoded: {error}") from None
     return image
@@ -57,7 +57,7 @@ def decoded(
     root: str,
     image_size: int | None,
 ) -> Source:
-    """Both splits, decoded; `declared` is the number of classes where the files say it."""
+    """Decode both splits; `declared` is the number of classes if the files' metadata name it."""
     classes = max(declared or 0, max(train_labels) + 1, max(test_labels) + 1)
     if declared and classes > declared:
         raise UserError(
@@ -73,7 +73,7 @@ def decoded(
 def _decode(
     sources: Sequence[Any], channels: int, size: tuple[int, int], root: str, image_size: int | None
 ) -> torch.Tensor:
-    """All images as one tensor (N, C, H, W) uint8. Raises UserError for sizes that differ and may not."""
+    """Decode images to (N, C, H, W) uint8. Raises UserError if sizes differ and `image_size` is None."""
     from PIL import Image
 
     height, width = size

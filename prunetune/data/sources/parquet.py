@@ -1,4 +1,4 @@
-"""Images in parquet files, as Hugging Face lays them out."""
+"""Image data sets in parquet files, in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from prunetune.errors import UserError
 
 
 def parquet(root: str, *, image_size: images.Size | None = None) -> Source:
-    """Hugging Face's image layout: `train*.parquet`, and `test*` or `valid*`, below `data.root`.
+    """Load images in Hugging Face's layout: `train*.parquet`, and `test*` or `valid*`, below `data.root`.
 
-    One column holds structs with the encoded `bytes` of an image, one the integer label. With
-    `image_size` images are resized to a square of so many pixels.
+    One column holds structs with the encoded `bytes` of an image, another one the integer label. With
+    `image_size`, images are resized to a square with sides of this many pixels.
     """
     folder = images.folder(root)
     names = sorted(folder.rglob("*.parquet"))
@@ -45,7 +45,7 @@ def parquet(root: str, *, image_size: images.Size | None = None) -> Source:
 
 
 def _read_parquet(files: Sequence[Path]) -> tuple[list[bytes], list[int], int | None]:
-    """Encoded images, labels, and the number of classes where the file's metadata declares it."""
+    """Return (encoded images, labels, the number of classes if the file's metadata name it)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Columns of numbers in CSV or parquet files."""
+"""Tables of numbers in CSV or parquet files."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ def tabular(
     test_seed: Annotated[int, Field(ge=0)] = 0,
     targets: Literal["classes", "numbers"] | None = None,
 ) -> Source:
-    """A table: a .csv or .parquet file, or a folder that holds one, or `train` and `test` ones.
+    """Load a table from a .csv or .parquet file, or from a folder with one file, or with `train` and `test`.
 
-    `target` is the column that is learnt, or several of numbers; `features` are those it is learnt from, by
-    default all others. Inputs are (N, F) float32, standardised later by the training examples' statistics.
-    `test` is the file of the test examples, beside the first if its path is relative; without one a random
-    `test_fraction` of the rows is, drawn from `test_seed`. `targets` follows the task: numbers are (N, T)
-    float32, classes (N,) int64, whole numbers or text, in sorted order.
+    `target` is the column to predict, or a list of columns of numbers; `features` are the columns from which
+    it is predicted, by default all others. Inputs are (N, F) float32, and are standardised later by the
+    training examples' statistics. `test` is the file of the test examples, relative to the folder of the
+    first file; without one, a random `test_fraction` of the rows, drawn from `test_seed`, is the test split.
+    `targets` follows the task: numbers become (N, T) float32; classes, which are whole numbers or text,
+    become (N,) int64, numbered in sorted order.
 
-    Raises UserError naming file, column and row (data rows count from 1) for a column that is not there and a
-    cell that is no number, empty, or not finite.
+    Raises UserError naming file, column and row (data rows count from 1) for a missing column, and for a cell
+    that is empty, not a number, or not finite.
     """
     train_file, test_file = _files(root, test)
     named = [target] if isinstance(target, str) else target
@@ -47,7 +48,7 @@ def tabular(
     tables = [table] if test_file is None else [table, _Table.read(test_file)]
     for part in tables:
         for name in named:
-            part.cells("target", name)  # before the rest is taken for what it is learnt from
+            part.cells("target", name)  # checked first, because all other columns become features by default
     chosen = [name for name in table.columns if name not in named] if features is None else features
     both = next((name for name in chosen if name in named), None)
     if both is not None:
@@ -69,14 +70,14 @@ def tabular(
 
 @dataclass(frozen=True)
 class _Table:
-    """A file's columns; cells of a CSV file are text."""
+    """The columns of a file by name; cells of a CSV file are text."""
 
     file: Path
     columns: dict[str, Sequence[Any]]
 
     @classmethod
     def read(cls, file: Path) -> _Table:
-        """Raises UserError where there is no such file, or no table in it."""
+        """Read a file. Raises UserError where there is no such file, or no table in it."""
         import pandas as pd
 
         try:
@@ -86,21 +87,21 @@ class _Table:
                 frame = pd.read_parquet(file)
         except FileNotFoundError:
             raise UserError(f"data.root: no such file: {file.absolute()}") from None
-        except Exception as error:  # as pandas, pyarrow and codecs raise
+        except Exception as error:  # pandas, pyarrow and codecs raise many kinds
             raise UserError(f"data.root: {file} is no readable table: {error}") from None
         if not len(frame):
             raise UserError(f"data.root: {file}: no rows")
         return cls(file, {str(name): frame[name].tolist() for name in frame.columns})
 
     def cells(self, key: str, name: str) -> Sequence[Any]:
-        """A column. Raises UserError where there is none of this name; `data.<key>` gave it."""
+        """Return a column. Raises UserError, naming the key `data.<key>`, where there is no such column."""
         if name not in self.columns:
             rule = did_you_mean(name, self.columns) or f"; it has {', '.join(self.columns)}"
             raise UserError(f"data.{key}: {self.file} has no column {name!r}{rule}")
         return self.columns[name]
 
     def numbers(self, key: str, names: Sequence[str]) -> torch.Tensor:
-        """Columns (N, C) float32."""
+        """Return columns as a tensor (N, C) float32. Raises UserError where a cell is no finite number."""
         columns = [self._numbers(name, self.cells(key, name)) for name in names]
         return torch.from_numpy(np.stack(columns, axis=1).astype(np.float32))
 
@@ -131,7 +132,7 @@ def _is_empty(cell: Any) -> bool:
 
 
 def _as_classes(tables: Sequence[_Table], name: str) -> tuple[list[torch.Tensor], int]:
-    """The column as indices into its sorted values over all tables, and how many of these there are."""
+    """Return (the column's classes as indices into its sorted values over all tables, number of classes)."""
     columns = [_labels(table, name, table.cells("target", name)) for table in tables]
     known = _sorted({label for column in columns for label in column})
     if len(known) < 2:
@@ -155,7 +156,7 @@ def _labels(table: _Table, name: str, cells: Sequence[Any]) -> list[str]:
 
 
 def _sorted(labels: Iterable[str]) -> list[str]:
-    """By value where all are whole numbers, else as text."""
+    """Sort labels by value if all are whole numbers, otherwise as text."""
     labels = list(labels)
     if all(_number(label) is not None for label in labels):
         return sorted(labels, key=int)
@@ -163,7 +164,7 @@ def _sorted(labels: Iterable[str]) -> list[str]:
 
 
 def _files(root: str, test: str | None) -> tuple[Path, Path | None]:
-    """The table of training examples (or of all), and the one of the test examples, if there is one."""
+    """Return (the file of the training examples, or of all; the file of the test examples, or None)."""
     top = Path(root).expanduser()
     if top.is_dir():
         tables = sorted(path for path in top.iterdir() if path.suffix in _ENDINGS)

@@ -1,4 +1,4 @@
-"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 through torchvision, downloaded where they are missing."""
+"""MNIST, Fashion-MNIST, CIFAR-10 and CIFAR-100 from torchvision, which downloads missing files."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from prunetune.errors import UserError
 
 
 def mnist(root: str) -> Source:
-    """Handwritten digits, 1×28×28, ten classes (LeCun et al. 1998)."""
+    """Load MNIST: handwritten digits, 1×28×28, ten classes (LeCun et al. 1998)."""
     return _load(root, "mnist", "MNIST", 10)
 
 
 def fashion_mnist(root: str) -> Source:
-    """Clothes, 1×28×28, ten classes (Xiao et al., arXiv 1708.07747)."""
+    """Load Fashion-MNIST: clothes, 1×28×28, ten classes (Xiao et al., arXiv 1708.07747)."""
     return _load(root, "fashion_mnist", "FashionMNIST", 10)
 
 
 def cifar10(root: str) -> Source:
-    """Photographs, 3×32×32, ten classes (Krizhevsky 2009)."""
+    """Load CIFAR-10: photographs, 3×32×32, ten classes (Krizhevsky 2009)."""
     return _load(root, "cifar10", "CIFAR10", 10)
 
 
 def cifar100(root: str) -> Source:
-    """Photographs, 3×32×32, a hundred classes (Krizhevsky 2009)."""
+    """Load CIFAR-100: photographs, 3×32×32, a hundred classes (Krizhevsky 2009)."""
     return _load(root, "cifar100", "CIFAR100", 100)
 
 
