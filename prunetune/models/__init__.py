@@ -1,4 +1,4 @@
-"""Networks by the name in `model.name`, and a user's own by import path."""
+"""Builds and initializes networks: built-in ones by name, a user's own by import path."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def build(
     output_shape: tuple[int, ...] | None = None,
     what: str = "classes",
 ) -> nn.Module:
-    """A network on the CPU for inputs of a shape and this many outputs, drawn from `seed`.
+    """Build a network on the CPU for inputs of a shape and this many outputs, drawn from `seed`.
 
     A user's own class gets the further keys of `model:` as arguments, and `input_shape` and `num_classes`
-    (the number of outputs) where its constructor names them. `example` are two inputs (2, …) to try it with,
-    by default zeros; for each it must give numbers of `output_shape`, by default (outputs,). `what` the
-    outputs stand for is for messages.
+    (the number of outputs) if its constructor has parameters of these names. The network is tested with two
+    inputs `example` (2, …), by default zeros; for each it must return a tensor of `output_shape`, by default
+    (outputs,). `what` says in messages what the outputs stand for.
 
     Raises UserError where the model cannot be made or does not fit the data.
     """
@@ -57,7 +57,7 @@ def build(
 
 
 def initialize(model: nn.Module, initializer: InitializerConfig, *, seed: int) -> None:
-    """Draw the prunable weights anew, biases zero; `default` leaves what the constructor drew."""
+    """Draw the prunable weights anew and set their biases to zero; `default` leaves the model unchanged."""
     if initializer.name == "default":
         return
     draw = initializer.component
@@ -108,7 +108,7 @@ def _construct(config: ModelConfig, input_shape: tuple[int, ...], outputs: int) 
 def _check(
     model: nn.Module, name: str, example: torch.Tensor, output_shape: tuple[int, ...], outputs: str
 ) -> None:
-    """One forward pass: a model that does not fit the data is a mistake to report, not to crash on."""
+    """Raise UserError unless the model has prunable weights and one forward pass gives `output_shape`."""
     if not prunable(model):
         raise UserError(f"model.name = {name!r}: has no Linear, Conv or attention weight to prune")
     model.eval()

@@ -1,4 +1,4 @@
-"""Multi-layer perceptron; the paper's is 784-100-100-100-100-100-10."""
+"""The multi-layer perceptron; the paper's has the widths 784-100-100-100-100-100-10."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from prunetune.sparsity.initializers import kaiming
 
 
 def he_(weight: Tensor) -> None:
-    """He's normal initialization, in place, from the global generator (`build` seeds it)."""
+    """Draw a weight by He's normal initialization, in place, seeded by the global generator."""
     generator = torch.Generator().manual_seed(int(torch.randint(2**31, ()).item()))
     with torch.no_grad():
         weight.copy_(kaiming(weight.shape, generator=generator))
 
 
 class Mlp(nn.Module):
-    """Linear and ReLU per hidden layer, then a Linear for the outputs; of any input, taken as flat."""
+    """A perceptron: Linear and ReLU per hidden layer, then a Linear layer; inputs are flattened."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class Mlp(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def blocks(self) -> list[nn.Module]:
-        """The hidden layers."""
+        """The hidden layers, which are the blocks that soft skips bridge."""
         return list(self.hidden)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs (B, …), such as images or columns of a table, to outputs (B, classes)."""
+        """Map inputs (B, …), such as images or columns of a table, to outputs (B, classes)."""
         z = x.flatten(1)
         for layer in self.hidden:
             z = layer(z)

@@ -1,4 +1,4 @@
-"""ResNets in their CIFAR form: a 3×3 stem, no max pool (He et al., arXiv 1512.03385)."""
+"""ResNets for small images: with a 3×3 stem and without max pooling (He et al., arXiv 1512.03385)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from prunetune.models.mlp import he_
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions around a shortcut.
+    """A residual block: two 3×3 convolutions and a shortcut around them.
 
-    Where shapes differ the shortcut is a strided 1×1 convolution (`project`), or the subsampled input
-    padded with zero channels (option A of the paper, without weights).
+    Where shapes differ, the shortcut is a strided 1×1 convolution (`project`), or the subsampled input
+    padded with zero channels (option A of the ResNet authors, without weights).
     """
 
     def __init__(self, n_in: int, n_out: int, stride: int, *, project: bool) -> None:
@@ -35,7 +35,7 @@ class BasicBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, n_in, H, W) to (B, n_out, H/stride, W/stride)."""
+        """Map (B, n_in, H, W) to (B, n_out, H/stride, W/stride)."""
         z = self.norm2(self.conv2(self.relu1(self.norm1(self.conv1(x)))))
         if self.project is not None:
             shortcut = self.project(x)
@@ -46,7 +46,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """A stem, stages of basic blocks, the mean over positions, and a linear layer."""
+    """A ResNet: a stem, stages of basic blocks, the mean over positions, and a linear layer."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class ResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def blocks(self) -> list[nn.Module]:
-        """The residual blocks."""
+        """The residual blocks, which are the blocks that soft skips bridge."""
         return list(self.body)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
+        """Map images (B, C, H, W) to logits (B, classes)."""
         x = self.stem(x)
         for block in self.body:
             x = block(x)
@@ -96,7 +96,7 @@ def resnet20(
     *,
     width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
 ) -> ResNet:
-    """ResNet-20: three stages of three blocks, 16-32-64 channels, shortcuts without weights.
+    """Make a ResNet-20: three stages of three blocks, 16-32-64 channels, shortcuts without weights.
 
     `width_multiplier` scales the channels of every layer (He et al., arXiv 1512.03385, section 4.2).
     """
@@ -110,7 +110,7 @@ def resnet18(
     *,
     width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
 ) -> ResNet:
-    """ResNet-18 with a 3×3 stem: four stages of two blocks, 64-128-256-512 channels.
+    """Make a ResNet-18 with a 3×3 stem: four stages of two blocks, 64-128-256-512 channels.
 
     `width_multiplier` scales the channels of every layer.
     """

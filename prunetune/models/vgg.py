@@ -1,4 +1,4 @@
-"""VGG-16 in its CIFAR form: batch norm, one linear layer at the end."""
+"""VGG-16 for small images: with batch norm, and a single linear layer at the end."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolu
 
 
 class Vgg(nn.Module):
-    """Stages of 3×3 convolutions, each ending in a 2×2 max pool; then the mean over what is left.
+    """A VGG-16: stages of 3×3 convolutions, each followed by a 2×2 max pool; then the mean over positions.
 
-    With 3×32×32 images and 10 classes: 14,715,584 prunable weights (Simonyan and Zisserman,
+    For 3×32×32 images and 10 classes it has 14,715,584 prunable weights (Simonyan and Zisserman,
     arXiv 1409.1556, configuration D).
     """
 
@@ -47,11 +47,11 @@ class Vgg(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def blocks(self) -> list[nn.Module]:
-        """One block per convolution."""
+        """The convolutions with their norms, which are the blocks that soft skips bridge."""
         return list(self.features)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
+        """Map images (B, C, H, W) to logits (B, classes)."""
         for block in self.features:
             x = block(x)
         out: Tensor = self.head(x.mean((2, 3)))
@@ -64,7 +64,7 @@ def vgg16(
     *,
     width_multiplier: Annotated[float, Field(gt=0)] = 1.0,
 ) -> Vgg:
-    """VGG-16 with batch norm for images (C, H, W). Raises ValueError for images below 32×32.
+    """Make a VGG-16 with batch norm for images (C, H, W). Raises ValueError for images below 32×32.
 
     `width_multiplier` scales the channels of every layer.
     """

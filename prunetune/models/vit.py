@@ -1,4 +1,4 @@
-"""A small vision transformer whose attention projections are plain Linear layers, so prunable."""
+"""A small vision transformer, whose attention projections are plain Linear layers and so can be pruned."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Tokens (B, T, D) to (B, T, D)."""
+        """Map tokens (B, T, D) to (B, T, D)."""
         q, k, v = (
             projection(z).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
@@ -33,9 +33,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with a ReLU perceptron of four times the width.
+    """A pre-norm transformer block with a ReLU perceptron of four times the width.
 
-    ReLU instead of GELU so that the soft activation has something to soften and ends at the original.
+    It has ReLU instead of GELU, so that the soft activation can replace it and ends at the original network.
     """
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -46,17 +46,17 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
 
     def forward(self, z: Tensor) -> Tensor:
-        """Tokens (B, T, D) to (B, T, D)."""
+        """Map tokens (B, T, D) to (B, T, D)."""
         z = z + self.attention(self.norm1(z))
         out: Tensor = z + self.mlp(self.norm2(z))
         return out
 
 
 class VitTiny(nn.Module):
-    """Patches by a strided convolution, learnt positions, `depth` blocks, the mean over tokens.
+    """A vision transformer: patches by a strided convolution, learnt positions, blocks, the mean over tokens.
 
-    With the defaults on 3×32×32 images: 3,992,448 prunable weights (after ViT-Ti,
-    Touvron et al., arXiv 2012.12877, with 9 blocks instead of 12).
+    With the default options it has 3,992,448 prunable weights on 3×32×32 images. It follows ViT-Ti
+    (Touvron et al., arXiv 2012.12877), with 9 blocks instead of 12.
     """
 
     is_for_images = True
@@ -88,11 +88,11 @@ class VitTiny(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def blocks(self) -> list[nn.Module]:
-        """The transformer blocks."""
+        """The transformer blocks, which are the blocks that soft skips bridge."""
         return list(self.body)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) to logits (B, classes)."""
+        """Map images (B, C, H, W) to logits (B, classes)."""
         z = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         for block in self.body:
             z = block(z)
