@@ -1,1 +1,1 @@
-"""What the commands share: arguments, checks, messages, and how a process begins and ends."""
+"""Code that the commands share: arguments, messages, the dry run, and the start and end of a process."""

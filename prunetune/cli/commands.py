@@ -1,4 +1,4 @@
-"""What the commands have in common: arguments, exit codes, and messages for people."""
+"""Arguments, exit codes and error messages that all commands have in common."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXIT_OK, EXIT_FAILED, EXIT_WRONG_INPUT, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
 def run(command: Callable[[list[str]], int], arguments: list[str] | None = None) -> int:
-    """Run a command; its exit code. Errors of the user's are one message, without a traceback."""
+    """Run a command and return its exit code; print the user's errors as one message without a traceback."""
     argv = sys.argv[1:] if arguments is None else arguments
     process.begun()
     try:
@@ -31,25 +31,25 @@ def run(command: Callable[[list[str]], int], arguments: list[str] | None = None)
     except KeyboardInterrupt:
         print("prunetune: interrupted", file=sys.stderr)
         code = EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the program that read our output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = EXIT_OK
     return code
 
 
 def console() -> Console:
-    """Standard output; wide enough for the tables where it is no terminal."""
+    """Return a console on standard output; it is 140 columns wide where that is no terminal."""
     return Console(width=None if sys.stdout.isatty() else 140)
 
 
 def parser(command: str, description: str, *, example: str) -> argparse.ArgumentParser:
-    """The parser of `python -m prunetune.COMMAND`; `example` are arguments, which the help ends with."""
+    """Make the parser of `python -m prunetune.COMMAND`; the help ends with the arguments `example`."""
     prog = f"python -m prunetune.{command}"
     return argparse.ArgumentParser(prog=prog, description=description, epilog=f"example: {prog} {example}")
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """CONFIG and the overrides."""
+    """Add the arguments CONFIG and `dotted.key=value` to a parser."""
     parser.add_argument("config", nargs=None if required else "?", metavar="CONFIG", help="a YAML file")
     parser.add_argument(
         "overrides",
@@ -60,5 +60,5 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 
 def command_line(module: str, arguments: list[str]) -> str:
-    """A command as it can be typed again."""
+    """Return a command line that can be copied to a shell."""
     return shlex.join(["python", "-m", f"prunetune.{module}", *arguments])

@@ -1,4 +1,4 @@
-"""What `prunetune.sweep --dry-run` prints: the space and the work, without doing any of it."""
+"""Prints what `prunetune.sweep --dry-run` shows: the search space, the trials and the epochs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prunetune.sweeping.opening import configurations
 
 
 def show(source: Document, console: Console) -> None:
-    """Print the resolved space, the trials and the epochs; nothing is loaded that the names alone tell.
+    """Print the search space, the trials and the epochs; load data only if the source's name says too little.
 
-    Raises UserError for what is wrong with the file, or with how models fit the data.
+    Raises UserError where the file is wrong, or where models do not fit the data.
     """
     template, config = sweep_from_document(source)
     console.print(_parameters(template, config.name), markup=False)
@@ -68,7 +68,7 @@ def _fixed(template: dict[str, Any]) -> Table:
 
 
 def _work(template: dict[str, Any], config: Config) -> list[str]:
-    """How many trials, networks and epochs."""
+    """Return lines that say how many trials, pre-trained networks and epochs the sweep has."""
     search, densities = config.search, len(config.densities)
     finite = space.enumerate_finite(template, is_active)
     per_density = min(search.trials_per_density, len(finite) if finite is not None else 10**9)

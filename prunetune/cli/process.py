@@ -1,4 +1,4 @@
-"""How a command's process begins and ends: PyTorch, Ray and MLflow take seconds to import and to unload."""
+"""Starts and ends a command's process fast, although PyTorch, Ray and MLflow load and unload slowly."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from types import FrameType
 from typing import NoReturn
 
 _RARELY = (100_000, 50, 100)
-"""The garbage collector's thresholds while modules are imported: these stay, and looking at them again and
-again takes a fifth of the time."""
+"""The garbage collector's thresholds during imports: imported objects stay, and scanning them again and again
+would take a fifth of the time."""
 _usual = gc.get_threshold()
 
 
 def begin() -> None:
-    """Before the imports: a SIGINT until `begun` ends the process with a word, not a traceback."""
+    """Call before the imports: until `begun`, SIGINT ends the process with a message and no traceback."""
     gc.set_threshold(*_RARELY)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
         signal.signal(signal.SIGINT, _interrupted)
 
 
 def begun() -> None:
-    """After the imports: a SIGINT is a KeyboardInterrupt again."""
+    """Call after the imports: from now on SIGINT raises KeyboardInterrupt again."""
     gc.set_threshold(*_usual)
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +34,7 @@ def begun() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Around imports that come later."""
+    """Within the context, collect garbage rarely; to be used around slow imports."""
     gc.set_threshold(*_RARELY)
     try:
         yield
@@ -43,20 +43,20 @@ def importing() -> Iterator[None]:
 
 
 def end(code: int) -> NoReturn:
-    """Leave, after what is registered with `atexit`, but without unloading every module."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done
+    """Run the functions registered with `atexit`, then exit without unloading every module."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command's work is done
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (BrokenPipeError, ValueError):  # the reader has gone; closed
+        except (BrokenPipeError, ValueError):  # the reader has ended; the stream is closed
             pass
-        except OSError:  # such as a disk that is full
+        except OSError:  # such as a full disk
             code = code or 1
     os._exit(code)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
-    # Not an exception: imports catch and wrap those. Nothing has begun that could be left half done.
+    # Exit instead of raising, because imports catch and wrap exceptions. No work has begun yet.
     print("prunetune: interrupted", file=sys.stderr, flush=True)
     os._exit(130)

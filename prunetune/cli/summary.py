@@ -1,4 +1,4 @@
-"""What a command says at its end, and on the way."""
+"""Prints the progress and the results of the commands."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def sweep(console: Console, result: SweepResult, arguments: list[str]) -> None:
-    """The best per density, what went wrong, and what to do next; `arguments` are the command's."""
+    """Print the best trial per density, what went wrong, and what to do next.
+
+    `arguments` are those of the command.
+    """
     from prunetune.records import results
     from prunetune.trackers import live
 
@@ -39,7 +42,7 @@ def sweep(console: Console, result: SweepResult, arguments: list[str]) -> None:
 
 
 def interrupted(again: str) -> str:
-    """Of a sweep that the command `again` goes on with."""
+    """The message for an interrupted sweep, which the command `again` resumes."""
     return f"interrupted; everything finished so far is kept. To go on:\n  {again}"
 
 
@@ -71,7 +74,7 @@ def _cut(result: SweepResult) -> list[str]:
 
 
 def garbage(console: Console, config: Config, found: Found, store: str, *, dry_run: bool) -> None:
-    """What of the store (its path) goes and what stays, by sort."""
+    """Print which files of the store (at the path `store`) are deleted and which stay, by description."""
     from prunetune.records import garbage as collecting
 
     for title, items in (("would go" if dry_run else "removed", found.garbage), ("kept", found.staying)):
@@ -89,7 +92,7 @@ def garbage(console: Console, config: Config, found: Found, store: str, *, dry_r
 
 
 def epoch(metrics: Mapping[str, Any], metric: Metric) -> str:
-    """A line of a training's progress, from what `run_pipeline` reports; `metric` is the task's."""
+    """Return a line with the progress of a training, from the values that `run_pipeline` reports."""
     mask = f"  mask {metrics['mask_density']:.4f}" if "mask_density" in metrics else ""
     return (
         f"  {metrics['stage']:<12} epoch {metrics['stage_epoch']:>3}  loss {metrics['train_loss']:.4f}  "
@@ -100,7 +103,7 @@ def epoch(metrics: Mapping[str, Any], metric: Metric) -> str:
 def training(
     console: Console, result: PipelineResult, weights: int, saved: list[Path], run_id: str | None
 ) -> None:
-    """What a training gave, of so many prunable `weights`, and where it is."""
+    """Print a training's result, of a model with `weights` prunable weights, and where it is saved."""
     console.print(
         f"{result.status}: validation {result.metric.text(result.val)}, "
         f"test {result.metric.text(result.test)}, {result.nonzero:,} of {weights:,} weights, "
@@ -118,11 +121,11 @@ def training(
 
 
 def training_interrupted(console: Console, again: str) -> None:
-    """Of a training that the command `again` goes on with."""
+    """Print the message for an interrupted training, which the command `again` resumes."""
     said = "interrupted; finished stages and the newest epoch checkpoint are kept. To go on:\n  "
     _print(console, said + again)
 
 
 def _print(console: Console, text: str) -> None:
-    """As it is, to be copied: no markup, no line breaks."""
+    """Print text unchanged, without markup and line breaks, so that it can be copied."""
     console.print(text, markup=False, soft_wrap=True, highlight=False)

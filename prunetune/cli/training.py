@@ -1,4 +1,4 @@
-"""Around a training: where its configuration comes from, and where its network goes."""
+"""Finds the configuration of a training, and saves and logs its network."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from prunetune.store import Store
 def source(
     config: str | None, overrides: list[str], run_id: str | None, tracking_uri: str | None
 ) -> Document:
-    """The configuration's document: that of a file, or that of an MLflow run (`run_id`).
+    """Read the configuration from a file, or from an MLflow run (`run_id`), and apply the overrides.
 
-    Raises UserError where there is neither, or no such run.
+    Raises UserError where neither is given, or where there is no such run.
     """
     if run_id is None:
         if config is None:
             raise UserError("command line: a CONFIG file or --run-id is needed")
         return document.override(document.read(config), overrides)
-    # With --run-id the first positional argument is an override, too.
+    # With --run-id, the first positional argument is an override instead of a file.
     overrides = ([config] if config else []) + overrides
     from prunetune.trackers.mlflow import experiments
 
@@ -41,13 +41,13 @@ def source(
 
 
 def default_output(config: Config) -> Path:
-    """Where a network goes if nothing else is said: the sweep's folder, where that is on this machine."""
+    """The default folder for a trained network: in the sweep's folder, or `trained/` for remote storage."""
     folder = Store(config.storage).sub(config.name).local_path(f"trained/density-{config.density:.12g}")
     return Path(folder) if folder else Path("trained", config.name, f"density-{config.density:.12g}")
 
 
 def save(output: Path, config: Config, result: PipelineResult, data: Dataset) -> list[Path]:
-    """The network, its configuration and metrics, and the same network as an MLflow model; their paths.
+    """Save the network, its configuration, its metrics and an MLflow model of it; return their paths.
 
     Raises UserError where they cannot be written.
     """
@@ -61,13 +61,16 @@ def save(output: Path, config: Config, result: PipelineResult, data: Dataset) ->
 
 
 def track(config: Config, result: PipelineResult, output: Path) -> str | None:
-    """A run in MLflow with parameters, results and files; None where it is no tracker, or is away (warns)."""
+    """Log parameters, results and files to MLflow; return the run's id.
+
+    Returns None if MLflow is not among the trackers, or, after a warning, if it cannot be written.
+    """
     if not config.tracking.uses_mlflow:
         return None
     from prunetune.trackers.mlflow import experiments
 
     try:
         return experiments.log_training(config, result.metrics(), output)
-    except Exception as error:  # the network is trained and saved; its log must not undo that
+    except Exception as error:  # an MLflow error must not lose a trained network
         logging.getLogger(__name__).warning("MLflow could not be written: %s", error)
         return None

@@ -1,4 +1,4 @@
-"""A trained sparse network as files that need no training code: saved, loaded, and used for prediction."""
+"""Saves a trained sparse network as files, and loads it for prediction."""
 
 from prunetune.export.files import SparseModel, load_model, save_model
 

@@ -1,4 +1,4 @@
-"""The folder of a trained network: `model.safetensors` and `model.json`, nothing that unpickles code."""
+"""Reads and writes a trained network as `model.safetensors` and `model.json`; nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _FORMAT = 1
 
 
 class SparseModel(nn.Module):
-    """A trained network with what is before and after it: data as they are stored in, answers out.
+    """A trained network that takes inputs as the data set stores them, and returns usable answers.
 
-    `before` brings inputs to what the network takes, `after` its outputs to answers that people can use.
+    The module `before` turns stored inputs into the network's inputs, such as by normalizing them; `after`
+    turns the network's outputs into answers, such as probabilities.
     """
 
     def __init__(self, network: nn.Module, task: tasks.Task) -> None:
@@ -34,10 +35,12 @@ class SparseModel(nn.Module):
         self.input_shape = task.form.shape
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Classification of images: pixels 0–255 (B, C, H, W), of any number type, to probabilities.
+        """Map stored inputs (B, …) to the task's answers.
 
-        Regression of columns: numbers (B, F) in their own units to numbers (B, T) in the targets' own. Raises
-        ValueError for inputs of another shape than the network was trained on.
+        A classifier of images takes pixels 0–255 (B, C, H, W) of any number type, and returns probabilities
+        (B, classes). A regression on columns takes numbers (B, F) in their own units, and returns numbers
+        (B, T) in the targets' units. Raises ValueError for inputs of another shape than the network was
+        trained on.
         """
         if tuple(inputs.shape[1:]) != self.input_shape:
             raise ValueError(
@@ -48,7 +51,7 @@ class SparseModel(nn.Module):
 
 
 def save_model(folder: Path, config: Config, state: dict[str, Tensor], data: Dataset) -> None:
-    """Write a network's parameters and buffers, and what is needed to build and feed it."""
+    """Write a network's parameters and buffers, and the description needed to build it and its inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     _replace(folder / WEIGHTS, safetensors.torch.save(tensors, metadata={"format": "pt"}))
@@ -63,9 +66,9 @@ def save_model(folder: Path, config: Config, state: dict[str, Tensor], data: Dat
 
 
 def load_model(folder: str | Path) -> SparseModel:
-    """The network that `prunetune.train` saved in a folder, in evaluation mode, on the CPU.
+    """Load the network that `prunetune.train` saved in a folder, in evaluation mode, on the CPU.
 
-    Raises UserError where the folder does not hold one.
+    Raises UserError where the folder does not hold a saved network.
     """
     root = Path(folder)
     try:
@@ -76,7 +79,7 @@ def load_model(folder: str | Path) -> SparseModel:
     if description.get("format") != _FORMAT:
         raise UserError(f"{root / DESCRIPTION}: format {description.get('format')} is not known here")
     config: ModelConfig = TypeAdapter(ModelConfig).validate_python(description["model"])
-    named = description.get("task", "classification")  # what earlier versions saved
+    named = description.get("task", "classification")  # the task of networks saved by earlier versions
     task = tasks.make(TypeAdapter(TaskConfig).validate_python(named), Form.read(description))
     network = tasks.network(config, task, seed=0)
     network.load_state_dict(tensors)

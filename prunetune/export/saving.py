@@ -1,4 +1,4 @@
-"""What a training leaves in its folder: the network, its configuration, and what it was measured at."""
+"""Saves the results of a training in a folder: the network, its configuration and its metrics."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from prunetune.export.files import WEIGHTS, save_model
 def save_training(
     folder: Path, config: Config, state: dict[str, Tensor], metrics: Mapping[str, Any], data: Dataset
 ) -> list[Path]:
-    """Write the network's parameters and buffers, `config.yaml` and `metrics.json`; the paths of the three.
+    """Write the network's weights, `config.yaml` and `metrics.json`; return the paths of the three files.
 
     Raises OSError where the folder cannot be written.
     """

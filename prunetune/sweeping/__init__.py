@@ -1,1 +1,1 @@
-"""A sweep from its file to its results: opened and checked, run, handed back."""
+"""Runs a sweep from its file to its results: open and check it, run its trials, return what was found."""

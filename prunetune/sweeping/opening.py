@@ -1,4 +1,4 @@
-"""A sweep's file, read and checked against its data and models, before anything is run."""
+"""Reads a sweep's file, and checks it against its data and models before any trial is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ from prunetune.store import Store
 
 @dataclass(frozen=True)
 class Opened:
-    """A sweep that can be run. `store` is its own folder, `config` has one value for each distribution."""
+    """A sweep that has been checked and can be run.
+
+    `store` is the sweep's own folder; `config` has one value for each distribution.
+    """
 
     source: Document
     config: Config
@@ -34,9 +37,9 @@ class Opened:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Within: nobody else on this machine runs the sweep, and its folder can be written.
+        """Within the context, hold the sweep's lock, so that no other process on this machine runs it.
 
-        Raises UserError where that is not so.
+        Raises UserError where another process holds it, or where the sweep's folder cannot be written.
         """
         ledgers.check_storage(self.store)
         with lock.exclusive(self.store):
@@ -47,9 +50,10 @@ def read(
     given: str | Path | Mapping[str, Any] | Document,
     overrides: Iterable[str] | Mapping[str, Any] = (),
 ) -> Document:
-    """A sweep's file, by its path, or what would stand in one; `overrides` by dotted key, or `key=value`.
+    """Read a sweep's configuration from a file's path, a mapping or a document, and apply `overrides`.
 
-    Raises UserError where it cannot be read.
+    Overrides are a mapping by dotted key, or texts `dotted.key=value`. Raises UserError where the file cannot
+    be read.
     """
     if isinstance(given, Document):
         source = given
@@ -63,9 +67,9 @@ def read(
 
 
 def open_sweep(source: Document) -> Opened:
-    """Check every assignment of the space that stands for the others; loads the data, builds the models.
+    """Check a sweep: load its data, and build its models for assignments that represent the whole space.
 
-    Raises UserError for all that is wrong with the file, the data, or how they fit each other.
+    Raises UserError for everything that is wrong with the file or the data, or where they do not fit.
     """
     template, config = sweep_from_document(source)
     data = checks.load_data(config, source)
@@ -80,7 +84,7 @@ def open_sweep(source: Document) -> Opened:
 
 
 def configurations(template: dict[str, Any], source: Document) -> Iterator[Config]:
-    """Configurations of a space in which every parameter has each of its probes at least once."""
+    """Yield configurations of a space in which every parameter takes each of its probes at least once."""
     for assignment in space.assignments(template, is_active):
         yield validate(space.at(template, assignment, is_active), source)
 

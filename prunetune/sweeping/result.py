@@ -1,4 +1,4 @@
-"""What a sweep has come to."""
+"""The result of a sweep."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Best:
-    """The best trial at a density: `run_pipeline` takes its configuration as it is; `path` is its file."""
+    """The best trial at a density; `run_pipeline` accepts its `config`, or `path`, the file that holds it."""
 
     config: Config
     record: TrialRecord
@@ -31,18 +31,19 @@ class Best:
 
     @property
     def score(self) -> float:
-        """The validation score by which it was chosen, as the task's metric has it."""
+        """The metric's value on the validation split, by which the trial was chosen."""
         return self.record.val if self.record.val is not None else math.nan
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep has found so far, in this run and in earlier ones.
+    """Everything that a sweep has found so far, in this run and in earlier ones.
 
-    `trials` is the table of `results.parquet`, a row per finished or failed trial; `best` and `studies` are
-    by density, `studies` as Optuna has them; `metric` is what trials are compared by. `folder` holds the
-    sweep's files (a path, or a URI). `interrupted`: trials are left that the same call runs. `records` are
-    the trials in full, `report` the files of the report, and `trackers` what each tracker has left.
+    `folder` is the path or URI of the sweep's files. `interrupted` says that trials are left, which the same
+    call would run. `trials` is the table of `results.parquet`, with a row per finished or failed trial.
+    `best` maps each density to its best trial, and `studies` to its Optuna study. `metric` is the metric by
+    which trials are compared. `records` are the complete records of the trials, `report` the files of the
+    report, and `trackers` say how to view what each tracker has written.
     """
 
     folder: str
@@ -57,7 +58,7 @@ class SweepResult:
 
 
 def best_of(records: list[TrialRecord], base: Config, store: Store) -> dict[float, Best]:
-    """The best trial of each density, from high to low; `store` is the sweep's folder."""
+    """Return the best trial at each density, from high to low; `store` is the sweep's folder."""
     return {
         density: Best(trial_config(record, base), record, store.path(f"best/{density_name(density)}.yaml"))
         for density, record in sorted(results.best_records(records).items(), reverse=True)

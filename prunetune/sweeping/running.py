@@ -1,4 +1,4 @@
-"""Running a sweep: what is missing of it is searched, executed, recorded, shown and handed over."""
+"""Runs a sweep: it searches, executes, records and shows the missing trials, and returns the results."""
 
 from __future__ import annotations
 
@@ -39,15 +39,16 @@ def run_sweep(
     executor: str | Executor = "ray",
     progress: bool = False,
 ) -> SweepResult:
-    """Search a configuration per density, as the command `prunetune.sweep` does; called again, it goes on.
+    """Search a configuration per density, as the command `prunetune.sweep` does; a second call resumes it.
 
-    `config` is a sweep's file by its path, or what would stand in one; `overrides` replace values of it, as
-    `dotted.key=value` with YAML, or by dotted key. `executor` is `ray` (the Ray that this process has
-    initialised, which stays up; else the cluster that there is, else a Ray for the time of the call),
-    `in_process` (one trial after another, without Ray), or an `Executor`. `progress` shows a table of what
-    runs. Where a first SIGINT comes to the main thread, trials end in order and the result is `interrupted`.
+    `config` is the path of a sweep's file, or a mapping with its content. `overrides` replace values in it;
+    they are texts `dotted.key=value` with values in YAML, or a mapping by dotted key. `executor` is `ray`,
+    `in_process` (one trial after another, without Ray), or an `Executor`. `ray` uses the Ray that this
+    process has initialised, which stays up; else it joins a running cluster, or starts Ray for this call.
+    `progress` shows a live table of the trials. After a first SIGINT in the main thread, trials end in order
+    and the result is `interrupted`.
 
-    Raises UserError for a wrong file, argument or machine, WorkError where no trial works.
+    Raises UserError for a wrong file, argument or machine, and WorkError where trials only fail.
     """
     opened = open_sweep(read(config, overrides))
     return run(opened, _executor(executor), console=Console() if progress else None)
@@ -60,9 +61,9 @@ def run(
     steps: pipeline.Steps = pipeline.steps,
     console: Console | None = None,
 ) -> SweepResult:
-    """Run the trials of an opened sweep that are missing; `steps` is what each runs.
+    """Run the missing trials of an opened sweep; `steps` is the pipeline that a trial runs.
 
-    What a person should know on the way goes to the console; without one, to the log. Raises as `run_sweep`.
+    Messages go to the console, or without one to the log. Raises the same errors as `run_sweep`.
     """
     with opened.held():
         return _Run(opened, console).run(executor, steps)
@@ -79,7 +80,7 @@ def _executor(given: str | Executor) -> Executor:
 
 
 class _Run:
-    """One run of a sweep."""
+    """One run of a sweep, from its header in the store to its results."""
 
     def __init__(self, opened: Opened, console: Console | None) -> None:
         self._opened = opened
@@ -107,7 +108,7 @@ class _Run:
             trackers.begin(self._opened.source.tree, self._records())
             interrupted = len(self._search) > 0 and self._execute(executor, trackers, steps)
             status = "interrupted" if interrupted else "finished"
-        finally:  # what was found is handed over, whatever has ended the search
+        finally:  # write the results, whatever has ended the search
             closed = self._close(trackers, status)
             done = [record for record in self._records() if record.status != "running"]
             results.write(self._store, done, trackers.run_ids, self._config)
@@ -167,13 +168,13 @@ class _Run:
             self._store.write_record("sweep", {**self._header, "kept": sorted(keys)})
 
     def _open_header(self) -> dict[str, Any]:
-        """The sweep's header in the store; says what a changed search space means."""
+        """Write the sweep's header to the store, and tell the user if the search space has changed."""
         header, problem = self._store.read_record("sweep"), self._opened.problem
         if not isinstance(header, dict):
             header = {"sweep_id": uuid.uuid4().hex}
         elif header.get("space") != problem.hash:
             self._say_what_changed(header)
-        # Until it says what it has kept, other sweeps spare all that its trials may need.
+        # While `kept` is None, other sweeps delete no stage that this sweep's trials may need.
         header.update(space=problem.hash, described=problem.described, kept=None)
         self._store.write_record("sweep", header)
         return header

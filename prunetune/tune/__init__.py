@@ -1,4 +1,4 @@
-"""The three stages as a trainable of Ray Tune's, for those who have a `tune.Tuner` of their own.
+"""The three stages as a Ray Tune trainable, for users who have their own `tune.Tuner`.
 
     from ray import tune
     from prunetune.tune import PipelineTrainable
@@ -18,7 +18,7 @@
     )
 
 It works with any searcher and scheduler, and with `Tuner.restore`. `python -m prunetune.sweep` searches the
-same space in less time: it plans which stages trials share, and its workers stay.
+same space in less time, because it plans which stages trials share, and reuses its workers.
 """
 
 from prunetune.tune.trainable import PipelineTrainable

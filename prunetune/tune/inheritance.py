@@ -1,4 +1,4 @@
-"""What a trial takes over from a checkpoint, its own or another trial's, and the keys that this gives it."""
+"""Decides what a trial inherits from its own or another's checkpoint, and the keys of its stages then."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 @final
 @dataclass(frozen=True)
 class UnderWay:
-    """The newest epoch of a stage under way: its key, and what the pipeline wants to find of it to go on."""
+    """The newest epoch of a running stage: the stage's key, and the checkpoint from which it resumes."""
 
     key: str
     tensors: Mapping[str, Tensor]
@@ -31,17 +31,18 @@ class UnderWay:
 @final
 @dataclass(frozen=True)
 class Inheritance:
-    """Under which keys the stages of a trial are stored, given the keys of its configuration.
+    """Maps the keys of a configuration's stages to the keys under which a trial stores them.
 
-    A trial that took over what its configuration does not give has a `mark`, the hash of what it took over;
-    `taken` says where the stages are that others finished for it.
+    A trial that has inherited something which its configuration does not give has a `mark`, the hash of what
+    it has inherited; `taken` maps the keys of finished stages that it has inherited to their keys in the
+    store.
     """
 
     mark: str | None = None
     taken: Mapping[str, str] = field(default_factory=dict)
 
     def stored_as(self, key: str) -> str:
-        """The store's key of the stage whose configuration has this one."""
+        """Return the key in the store for a stage with this key of the configuration."""
         if key in self.taken:
             return self.taken[key]
         return key if self.mark is None else digest("inherited", self.mark, key)
@@ -50,10 +51,10 @@ class Inheritance:
 @final
 @dataclass(frozen=True)
 class Position:
-    """Where a trial is, as its checkpoint says it, beside the epoch of the stage under way.
+    """A trial's progress as its checkpoint records it, besides the epoch of the running stage.
 
-    `keys` are those of its configuration's stages, by name; `finished` and `under_way` are such names.
-    `reported` counts the epochs that Tune was told of. `mark` and `taken` are its `Inheritance`.
+    `keys` maps the names of its configuration's stages to their keys; `finished` and `under_way` are such
+    names. `reported` counts the epochs that were reported to Tune. `mark` and `taken` are its `Inheritance`.
     """
 
     config: dict[str, Any]
@@ -68,10 +69,10 @@ class Position:
 def gone_on_from(
     position: Position, epoch: UnderWay | None, config: Config, keys: Mapping[str, str], source: Document
 ) -> tuple[Inheritance, UnderWay | None]:
-    """How a configuration, with these stage keys, goes on from where a trial of it or of another was.
+    """Decide how a configuration, with these stage keys, resumes a trial of itself or of another one.
 
-    Gives its inheritance, and the epoch that the stage under way begins with. Raises ConfigError, with the
-    places of `source`, where the other's network cannot be this configuration's.
+    Returns (its inheritance, the epoch from which the running stage resumes or None). Raises ConfigError,
+    with the places of `source`, where the other configuration has another network or other data.
     """
     old = validate(position.config, Document("the checkpoint's configuration", {}))
     _check_same_network(old, config, source)
@@ -87,7 +88,8 @@ def gone_on_from(
                 "nothing of the checkpoint can be gone on from; the trial begins at its first epoch"
             )
         return Inheritance(), None
-    # An inheritance stays as it is only whole: its mark stands for all that was taken over, the epoch too.
+    # An inheritance can be kept only as a whole, because its mark is a hash of all that was inherited, the
+    # epoch included.
     is_whole = len(kept) == len(position.finished) + (name is not None)
     if all(keys[name] == position.keys[name] for name in kept) and (is_whole or before.mark is None):
         return before, begun
@@ -98,7 +100,7 @@ def gone_on_from(
 
 
 def _is_of_use(name: str, position: Position, old: Config, config: Config, keys: Mapping[str, str]) -> bool:
-    """Whether what the other has of the stage with this name can stand for this configuration's."""
+    """Whether this configuration can use the other trial's result or epoch of the stage with this name."""
     if keys.get(name) == position.keys[name]:
         return True
     if name not in keys or (old.pre_pruning is None) != (config.pre_pruning is None):
@@ -108,16 +110,16 @@ def _is_of_use(name: str, position: Position, old: Config, config: Config, keys:
 
 
 def _is_pre_pruning(name: str) -> bool:
-    """The whole stage, or its beginning, to rewind to."""
+    """Whether the name is that of the pre-pruning stage, or of its beginning, used for rewinding."""
     return name.startswith("pre_pruning")
 
 
 _MOMENTS = "optimizer0."
-"""What a checkpoint has of the weights' optimizer; a mask's own come after it."""
+"""The prefix of the weights' optimizer state in a checkpoint; a mask's own optimizer has a later number."""
 
 
 def _fitting(epoch: UnderWay, name: str, old: Config, config: Config, key: str) -> UnderWay | None:
-    """An epoch of the stage with this name as one of `key`; None where its tensors do not fit there."""
+    """Turn an epoch of the stage with this name into one of `key`; None if its tensors do not fit."""
     if epoch.key == key:
         return epoch
     (mask, optimizer), (mask_before, optimizer_before) = (_trained_by(name, c) for c in (config, old))
@@ -130,7 +132,7 @@ def _fitting(epoch: UnderWay, name: str, old: Config, config: Config, key: str) 
 
 
 def _trained_by(name: str, config: Config) -> tuple[str | None, str]:
-    """The mask method and the optimizer of the stage with this name; adamw's moments are adam's."""
+    """Return (mask method, optimizer) of the stage with this name; adamw counts as adam: same moments."""
     pre = config.pre_pruning
     section = config.post_pruning if pre is None or name == "post_pruning" else pre
     mask = pre.mask if pre is not None and _is_pre_pruning(name) else None
@@ -147,8 +149,9 @@ _FREE = (
     "pruning",
     "post_pruning",
 )
-"""How a network is trained and pruned. All else that determines a result says what the network is, what it
-learns, and on which data: other weights would not fit, or would have seen what validates."""
+"""The keys that say how a network is trained and pruned, which a resumed trial may change. Other keys that
+determine results say what the network is, what it learns and on which data: weights from another setting
+would not fit, or would have been trained on validation examples."""
 
 
 def _check_same_network(old: Config, config: Config, source: Document) -> None:

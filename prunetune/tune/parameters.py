@@ -1,4 +1,4 @@
-"""A trial's parameters, as Tune draws them, over the configuration that trials have in common."""
+"""Applies a trial's parameters, drawn by Tune, to the configuration that all trials have in common."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from prunetune.config.document import Document
 from prunetune.errors import UserError
 
 HERE = "param_space"
-"""Where a parameter was written, for messages."""
+"""The place of a parameter, as messages call it."""
 
 
 def flat(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values by dotted key. Raises UserError where a key is no such key or is there twice.
+    """Flatten parameters to plain values by dotted key. Raises UserError for a malformed or repeated key.
 
     >>> flat({"density": 0.1, "data.limit": 300, "model": {"name": "mlp", "hidden": (8, 8)}})
     {'densities': [0.1], 'data.limit': 300, 'model.name': 'mlp', 'model.hidden': [8, 8]}
@@ -46,17 +46,17 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Without NumPy's scalars, which some of Tune's distributions give."""
+    """Convert NumPy scalars, which some of Tune's distributions return, to Python's numbers."""
     if isinstance(value, np.generic):
         return value.item()
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def over(base: Document, values: Mapping[str, Any], place: str) -> Document:
-    """`base` with values by dotted key over it, which were written at `place`.
+    """Set values by dotted key in `base`; messages call their place `place`.
 
-    Shorter keys come first; what is below one that was set to None is left out. A distribution on the way is
-    replaced. Raises ConfigError where what is on the way is no mapping.
+    Shorter keys are set first; keys below a section that is set to None are ignored. A distribution among a
+    key's parents is replaced by a mapping. Raises ConfigError where a parent is not a mapping.
     """
     tree, places = copy.deepcopy(base.tree), dict(base.places)
     off: list[str] = []

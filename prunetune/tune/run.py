@@ -1,4 +1,4 @@
-"""One configuration, an epoch at a time."""
+"""Runs one configuration, one epoch at a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from prunetune.tune.stages import TrialStages
 
 @final
 class Run:
-    """One configuration under way.
+    """Runs the pipeline of one configuration, one epoch at a time.
 
-    Between two epochs it is always as far as it comes without training: a stage whose last epoch was
-    reported is in the store, and a trial that has no epoch left is known to be at its end.
+    Between two epochs it always advances as far as it can without training. So a stage whose last epoch was
+    reported is already in the store, and `end` is set as soon as no epoch is left.
     """
 
     def __init__(self, config: Config, stages: TrialStages, device: str, owner: str, *, skip: int) -> None:
-        """`skip` of the epochs that are in the store need not be reported again."""
+        """`skip` is the number of epochs in the store that need not be reported again."""
         self.stages = stages
         self.end: PipelineResult | None = None
         self.last: dict[str, Any] = {}
@@ -40,11 +40,11 @@ class Run:
 
     @property
     def has_more(self) -> bool:
-        """Whether there is an epoch to be reported, or trained."""
+        """Whether an epoch is left to report or to train."""
         return bool(self._epochs) or self._work is not None
 
     def epoch(self) -> dict[str, Any] | None:
-        """The next epoch's metrics; None where there is none, or training has diverged in it."""
+        """Return the next epoch's metrics, trained if necessary; None if there is none, or if it diverged."""
         if not self._epochs and self._work is not None:
             self._work.run()
             self._advance()
@@ -54,7 +54,7 @@ class Run:
         return self.last
 
     def close(self) -> None:
-        """Leave it."""
+        """Abandon the pipeline; finished stages stay in the store."""
         self._pipeline.close()
 
     def _advance(self) -> None:
@@ -68,7 +68,7 @@ class Run:
 
 
 def _shown(epoch: Epoch) -> dict[str, Any]:
-    """An epoch as Tune shall see it: where it is stored is the trainable's own business."""
+    """Return an epoch's values for Tune, without those that say how it is stored."""
     return {
         name: value for name, value in epoch.report().items() if name not in ("key", "last", "checkpointed")
     }

@@ -1,4 +1,4 @@
-"""The trainable itself: what Tune calls, and when."""
+"""The trainable class, whose methods Ray Tune calls."""
 
 from __future__ import annotations
 
@@ -28,45 +28,48 @@ from prunetune.tune.run import Run
 from prunetune.tune.stages import TrialStages
 
 _FORMAT = 1
-"""Of checkpoints."""
+"""The version of the checkpoints' format."""
 _DIVERGED = {"val_loss": math.inf, "train_loss": math.inf}
-"""The last losses of a trial that diverged: worse than any network that gives an answer."""
+"""The losses in the last result of a trial that diverged, worse than those of any other network."""
 
 
 class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
-    """One configuration per trial, one epoch per step; `on` says what trials have in common.
+    """A Ray Tune trainable that runs one configuration per trial, one epoch per step.
 
-    **Results.** Each has `epoch` (from 1, over all stages), `stage`, `stage_epoch`, `density`, the epoch's
-    metrics (`train_loss`, `val_loss`, the task's own, such as `val_accuracy` in [0, 1], and what a mask
-    measures of itself, such as `mask_density`), `reused` (the epoch was in the store, or in the checkpoint
-    that the trial went on from), and in post-pruning `post_epoch`. With the last epoch come `done` and
+    `on` makes the class for the configuration that trials have in common.
+
+    **Results.** Each result has `epoch` (from 1, over all stages), `stage`, `stage_epoch`, `density`, the
+    epoch's metrics (`train_loss`, `val_loss`, the task's own, such as `val_accuracy` in [0, 1], and those of
+    a mask, such as `mask_density`), `reused` (the epoch was in the store, or in the checkpoint from which the
+    trial resumed), and in post-pruning `post_epoch`. The last result also has `done` and
     `PipelineResult.metrics`: `status` (complete, collapsed or diverged), `nonzero`, `epochs_run` and so on,
-    and `test_accuracy` of a trial that got to its end. A diverged trial's last metric is the worst there is
-    (an accuracy of 0) and its losses are infinite, never NaN, so that every searcher can be told.
+    and `test_accuracy` if the trial has finished all stages. The last metric of a diverged trial is the worst
+    possible one (an accuracy of 0) and its losses are infinite, never NaN, so that every searcher accepts
+    them.
 
     ASHA may compare trials by `training_iteration`, over all stages, or with `time_attr="post_epoch"` once
-    they are pruned. Give trials of several densities to searchers and schedulers of their own: their
-    accuracies say nothing about each other.
+    they are pruned. Use a separate searcher and scheduler for each density, because accuracies at different
+    densities cannot be compared.
 
-    **Checkpoints.** A finished stage is in the store, where all trials find it whose configuration says the
-    same up to there. Of the stage under way the store has only the newest epoch, and nothing once it is
-    finished; so Tune's checkpoint refers to the finished stages and holds the epoch of the stage under way,
+    **Checkpoints.** Finished stages are in the store, where every trial finds them whose configuration is the
+    same up to there. Of a running stage the store has only the newest epoch, which is deleted when the stage
+    is finished. So Tune's checkpoint refers to the finished stages, and holds the epoch of the running stage,
     network and optimizers, for as long as Tune keeps it.
 
-    **A checkpoint under another configuration**, as when population based training exploits a trial, is
-    gone on from as far as it can be:
+    **A checkpoint of another configuration**, which a trial gets when population based training exploits
+    another trial, is resumed as far as possible:
 
-    - Finished stages are taken over, and the stage under way goes on from the checkpoint's weights, its
-      curve and, for an optimizer of the same kind, its moments, with the new hyperparameters from there.
-      Hyperparameters of stages that are finished come too late to have an effect.
-    - With another `density` or `pruning` section a network that is already pruned is pruned anew, from the
-      pre-pruned one, and its post-pruning begins again.
-    - Where `pre_pruning` is switched on or off nothing is taken over; where its `mask` is, or has another
-      method, the stage begins again if it is under way.
-    - Other data or another model (but for `data.batch_size` and `data.augmentation`) are a ConfigError.
+    - The trial inherits finished stages. The running stage resumes from the checkpoint's weights, its curve
+      and, for an optimizer of the same kind, its moments, with the new hyperparameters from there on. New
+      hyperparameters of finished stages have no effect.
+    - With another `density` or `pruning` section, a network that is already pruned is pruned again from the
+      pre-pruned one, and post-pruning begins again.
+    - If `pre_pruning` is switched on or off, nothing is inherited. If its `mask` is switched on or off, or
+      has another method, pre-pruning begins again if it is running.
+    - Other data or another model (except `data.batch_size` and `data.augmentation`) raise ConfigError.
 
-    What comes of it is not what the configuration gives by itself. It is stored under keys that contain what
-    was taken over, so that nobody takes it for that.
+    The result of such a trial differs from that of its configuration alone. It is stored under keys that
+    contain what was inherited, so that no other trial reuses it by mistake.
     """
 
     _base: ClassVar[Document | None] = None
@@ -84,19 +87,19 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
     def on(
         cls, base: Config | str | Path | Mapping[str, Any], *, storage: str | Path | None = None
     ) -> type[Self]:
-        """The class to give to a `tune.Tuner`: trials of `base`, with a trial's parameters over it.
+        """Make the class to pass to `tune.Tuner`: its trials run `base` with a trial's parameters set in it.
 
         `base` is a YAML file's path, a mapping, or a Config. It may be a sweep's file; each of its
         distributions must then be replaced by a parameter. `storage`, a folder or URI that all nodes reach,
-        replaces the one of `base`. Relative paths are relative to this process' folder.
+        replaces that of `base`. Relative paths are relative to this process's working folder.
 
-        Parameters have dotted keys (`"pre_pruning.optimizer.lr"`) or are nested as the file is; mappings are
-        merged key by key. A section that a parameter sets to None is off, whatever parameters are below it.
-        `density` is short for `densities` with one entry. What a trial asks for is `resources.cpus` and
-        `resources.gpus` of its configuration, unless `tune.with_resources` says otherwise.
+        Parameters have dotted keys (`"pre_pruning.optimizer.lr"`) or are nested like the file; mappings are
+        merged key by key. If a parameter sets a section to None, parameters below that section are ignored.
+        `density` is short for `densities` with one entry. A trial asks for `resources.cpus` and
+        `resources.gpus` of its configuration, unless `tune.with_resources` is used.
 
-        Raises UserError where the file cannot be read, and ConfigError for what is wrong with `base`. A wrong
-        parameter is a ConfigError that `Tuner.fit` raises when it makes the trial.
+        Raises UserError where the file cannot be read, and ConfigError for mistakes in `base`. For a wrong
+        parameter, `Tuner.fit` raises ConfigError when it makes the trial.
         """
         if isinstance(base, str | Path):
             source = document.read(base)
@@ -107,39 +110,39 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         if storage is not None:
             source = over(source, {"storage": str(storage)}, "storage")
         _, config = sweep_from_document(source)
-        # The default is in this process' environment, not in the workers'.
+        # Fix the default of `storage` here: it may come from this process's environment, which workers lack.
         source = dataclasses.replace(source, tree={**source.tree, "storage": config.storage})
         settings = {"_base": source, "_folder": str(Path.cwd())}
         return type(cls.__name__, (cls,), {**settings, "__module__": cls.__module__, "__doc__": cls.__doc__})
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        """What a trial asks Ray for; Tune calls it in the driver, for every trial that it makes.
+        """Return the resources that a trial asks of Ray; Tune calls this in the driver for every trial.
 
-        Raises ConfigError for a wrong parameter. A distribution of the base may still be there: population
-        based training sets its parameters later.
+        Raises ConfigError for a wrong parameter. Distributions of the base are allowed here, because
+        population based training sets its parameters later.
         """
         _, checked = sweep_from_document(cls._document(config))
         gpus = {"GPU": checked.resources.gpus} if checked.resources.gpus else {}
         return tune.PlacementGroupFactory([{"CPU": checked.resources.cpus, **gpus}])
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take a trial's parameters. Raises ConfigError for what is wrong with them."""
+        """Prepare the process, and take a trial's parameters. Raises ConfigError for wrong parameters."""
         given = self.trial_resources.required_resources if self.trial_resources else {}
         prepare_process(max(1, int(given.get("CPU", 1))))
         self._device = "cuda" if ray.get_gpu_ids() else "cpu"
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The same process runs another trial from now on (`reuse_actors`)."""
+        """Abandon the trial and take another one's parameters, so that Tune can reuse the process."""
         self.cleanup()
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One epoch, trained now or found in the store; the class says what is in the result.
+        """Run one epoch, or read it from the store; the class documents what the result contains.
 
-        Raises WorkError where a stage that was taken over is in the store no more.
+        Raises WorkError where an inherited stage is no longer in the store.
         """
         run = self._running()
         report = run.epoch()
@@ -151,7 +154,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         return result
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Write what names the finished stages, and the epoch of the stage under way, into a folder."""
+        """Write the names of the finished stages, and the epoch of the running stage, into a folder."""
         stages = self._running().stages
         names = {key: name for name, key in self._keys.items()}
         epoch = stages.under_way
@@ -170,10 +173,10 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         folder.write_record("trial", {"format": _FORMAT, **dataclasses.asdict(position)})
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from a checkpoint, of this trial or of another; the class says how.
+        """Resume from a checkpoint, of this trial or of another one; the class documents how.
 
-        Raises WorkError where the checkpoint is damaged or an other version's, and ConfigError where its
-        network cannot be this configuration's.
+        Raises WorkError where the checkpoint is damaged or from another version, and ConfigError where its
+        network or data are not those of this configuration.
         """
         folder = Store(checkpoint_dir)
         body = folder.read_record("trial")
@@ -191,7 +194,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         self._reported = position.reported
 
     def cleanup(self) -> None:
-        """Let go of the pipeline; what is finished of it is in the store."""
+        """Abandon the pipeline; finished stages stay in the store."""
         if self._run is not None:
             self._run.close()
             self._run = None
@@ -205,7 +208,7 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         return over(cls._base, flat(parameters), HERE)
 
     def _begin(self, parameters: Mapping[str, Any]) -> None:
-        """Another configuration, from its start."""
+        """Set up a configuration from its parameters, at its first epoch."""
         self._run = None
         self._source = self._document(parameters)
         config = from_document(self._source)
@@ -220,11 +223,11 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
         return path if "://" in path else str(Path(self._folder, Path(path).expanduser()))
 
     def _running(self) -> Run:
-        """The pipeline; it is begun when it is known whether there is a checkpoint to go on from."""
+        """Return the running pipeline; start it at first use, when a checkpoint, if any, has been loaded."""
         if self._run is None:
             storage = Store(self._config.storage)
             keys = {name: self._inheritance.stored_as(key) for name, key in self._keys.items()}
-            # So that nobody who clears the store takes the trial's stages for garbage.
+            # This record keeps a sweep's garbage collection from deleting the trial's stages.
             record = f"trained/{keys['post_pruning']}"
             storage.sub(self._config.name).write_record(record, {"keys": keys})
             stages = TrialStages(storage.sub("store"), self._inheritance, self._start)
@@ -233,9 +236,9 @@ class PipelineTrainable(tune.Trainable):  # type: ignore[misc]
 
 
 def _ended(result: PipelineResult) -> dict[str, Any]:
-    """What the last result of a trial has beside an epoch's."""
+    """Return the values that only the last result of a trial has."""
     found = {name: value for name, value in result.metrics().items() if value is not None}
-    del found["seconds"]  # Tune counts them over restarts, too
+    del found["seconds"]  # Tune measures the time itself, also over restarts
     if result.status == "diverged":
         found |= {**_DIVERGED, result.metric.val: result.metric.worst}
     return {**found, "done": True}
