@@ -1,8 +1,8 @@
 """Sparse networks, tuned per density.
 
-`run_sweep` searches a configuration per density, `run_pipeline` trains one in this process, `load_model`
-gives the network that a training has left in a folder. The commands are `python -m prunetune.sweep`,
-`python -m prunetune.train` and `python -m prunetune.report`.
+`run_sweep` searches a configuration per density, `run_pipeline` trains one configuration in this process, and
+`load_model` loads the network that a training has saved in a folder. The commands are
+`python -m prunetune.sweep`, `python -m prunetune.train` and `python -m prunetune.report`.
 """
 
 import importlib
@@ -31,7 +31,7 @@ __all__ = [
     "run_sweep",
 ]
 
-# Looked up when asked for: PyTorch takes seconds to import, and a command imports this package first.
+# Names are imported at first use: PyTorch takes seconds to import, and a command imports this package first.
 _HOMES = {
     "Config": "config.schema",
     "ConfigError": "errors",

@@ -1,4 +1,4 @@
-"""`prunetune sweep|train|report|schema …`: the commands as subcommands of one console script."""
+"""The console script `prunetune sweep|train|report|schema …`, whose subcommands are the commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COMMANDS = {
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """Run the console script's command, and exit with its exit code."""
     process.begin()
     from prunetune.cli import commands
 

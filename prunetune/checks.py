@@ -1,4 +1,4 @@
-"""Whether a configuration's model fits its task and data, and its densities and softening fit the model."""
+"""Checks that a configuration's model fits its task and data, and that its densities fit the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunetune.sparsity.smoothing import relus, skip_blocks
 
 @dataclass(frozen=True)
 class _Facts:
-    """What the checks want to know of a network: prunable weights by layer, and what could be softened."""
+    """The properties of a network that the checks need: its layers' prunable weights, ReLUs and blocks."""
 
     sizes: tuple[int, ...]
     has_relus: bool
@@ -28,18 +28,19 @@ class _Facts:
 
 @final
 class Checks:
-    """Checks many configurations of one file; each different network is built once."""
+    """Checks the configurations of one file; each distinct network is built only once."""
 
     def __init__(self, source: Document) -> None:
-        """`source` is the file, for the places of keys in messages."""
+        """`source` is the file, whose lines messages name."""
         self._source = source
         self._built: dict[tuple[Any, ...], _Facts] = {}
 
     def model(self, config: Config, form: Form) -> int:
-        """The number of prunable weights of a model that fits the task and the data.
+        """Check the configuration's model; return its number of prunable weights.
 
-        Raises UserError where it does not, where a density would keep nothing or less than the layers that
-        stay dense, or where post-pruning is told to soften what the model does not have.
+        Raises UserError where the model does not fit the task or the data, where a density would keep no
+        weight or fewer than the layers that stay dense, and where post-pruning softens ReLUs or blocks that
+        the model does not have.
         """
         facts = self._facts(config, form)
         weights, post = sum(facts.sizes), config.post_pruning
@@ -56,7 +57,7 @@ class Checks:
         return weights
 
     def task(self, config: Config, form: Form) -> tasks.Task:
-        """The task of a configuration. Raises UserError where the data have not the targets that it needs."""
+        """Make a configuration's task. Raises UserError where the data lack the targets that it needs."""
         try:
             return tasks.make(config.task, form)
         except UserError as error:
@@ -88,7 +89,7 @@ class Checks:
 
 
 def _dense(config: Config, sizes: tuple[int, ...]) -> tuple[int, str]:
-    """(weights in the layers that are not pruned, why they are not)."""
+    """Return (the number of weights in layers that stay dense, the reason why they do)."""
     if config.pruning.structure == "channel":
         return sizes[-1], "the last layer, whose units are the classes, stays whole"
     if config.pruning.structure != "unstructured":
@@ -98,7 +99,7 @@ def _dense(config: Config, sizes: tuple[int, ...]) -> tuple[int, str]:
 
 
 def load_data(config: Config, source: Document) -> Dataset:
-    """The data of a configuration. Raises UserError with the place of `data:` where they cannot be loaded."""
+    """Load a configuration's data. Raises UserError, with the place in the file, where that is impossible."""
     try:
         return datasets.load(config.data)
     except UserError as error:
@@ -106,7 +107,7 @@ def load_data(config: Config, source: Document) -> Dataset:
 
 
 def form_of_data(config: Config, source: Document) -> Form:
-    """What the data are like, without loading where the source's name says it; errors as of `load_data`."""
+    """Return the form of the data, without loading a built-in source of known form; errors as `load_data`."""
     try:
         return datasets.form_of(config.data)
     except UserError as error:

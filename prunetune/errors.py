@@ -1,4 +1,4 @@
-"""What can go wrong on the user's side, in words that say where and which rule."""
+"""The exceptions for users, whose messages name the place, the key, the value and the rule."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A wrong file, value or argument. Commands print the message and exit with 2."""
+    """Raised for a wrong file, value or argument; commands print the message and exit with code 2."""
 
 
 class WorkError(Exception):
-    """The work itself failed (every trial crashed, the store cannot be written). Exit 1."""
+    """Raised when the work itself fails, such as when every trial crashes; commands exit with code 1."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with one key of a configuration."""
+    """One mistake in one key of a configuration: the place `where`, the key, the broken rule, the value."""
 
     where: str  # "sweeps/cifar.yaml:12" or "command line"
     key: str  # dotted, "pre_pruning.optimizer.lr"
@@ -32,7 +32,7 @@ class Problem:
 
 
 class ConfigError(UserError):
-    """A configuration that breaks rules; `problems` holds each of them."""
+    """Raised for a configuration that breaks rules; `problems` lists each mistake as a `Problem`."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(problems)
@@ -40,7 +40,7 @@ class ConfigError(UserError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known name as the end of a message, or "".
+    """Return the end of a message that suggests the most similar known name, or "" if none is similar.
 
     >>> did_you_mean("epoch", ["epochs", "optimizer"])
     "; did you mean 'epochs'?"

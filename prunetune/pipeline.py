@@ -1,4 +1,4 @@
-"""The three stages in order, each skipped when the store already has it."""
+"""Runs the stages of a configuration in order; stages whose results are in the store are not run again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Returned = TypeVar("Returned")
 
 @final
 class Outcome(Generic[Yielded, Returned]):
-    """Iterates over a generator; then `value` is what it returned.
+    """Iterates over a generator; afterwards `value` is the generator's return value.
 
     >>> def count():
     ...     yield 1
@@ -54,13 +54,14 @@ class Outcome(Generic[Yielded, Returned]):
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """What a configuration gave.
+    """The result of running a configuration.
 
-    `status` is complete, collapsed (nothing left to prune, or no better than chance) or diverged. `val` and
-    `test` are the task's `metric` on the validation and test splits, such as the accuracy in [0, 1]; None
-    where training ended before post-pruning did. `epochs_run` were trained now, `epochs_reused` were in the
-    store. `keys` are the store's keys of the stages by name. `state` holds the final parameters and buffers
-    by name, `masks` the boolean masks by weight name.
+    `status` is complete, collapsed (no weight is left, or the network is no better than chance) or diverged.
+    `val` and `test` are the values of the task's `metric` on the validation and test splits, such as the
+    accuracy in [0, 1]; they are None where training ended before post-pruning was finished. `epochs_run`
+    counts the epochs trained in this run, `epochs_reused` those found in the store. `keys` maps the stages'
+    names to their keys in the store. `state` holds the final parameters and buffers by name, `masks` the
+    boolean masks by weight name. `cut_layers` are the layers with no weight on a path from input to output.
     """
 
     status: str
@@ -80,16 +81,16 @@ class PipelineResult:
 
     @property
     def val_accuracy(self) -> float | None:
-        """`val`, where that is an accuracy. Raises AttributeError for another metric."""
+        """`val`, if the metric is accuracy. Raises AttributeError for another metric."""
         return accuracy(self.metric.name, self.val)
 
     @property
     def test_accuracy(self) -> float | None:
-        """`test`, where that is an accuracy. Raises AttributeError for another metric."""
+        """`test`, if the metric is accuracy. Raises AttributeError for another metric."""
         return accuracy(self.metric.name, self.test)
 
     def metrics(self) -> dict[str, Any]:
-        """The plain values, without tensors and keys."""
+        """Return the plain values by name, without tensors and keys."""
         return {
             "status": self.status,
             "density": self.density,
@@ -105,12 +106,12 @@ class PipelineResult:
 
 
 class Steps(Protocol):
-    """What a sweep's trials run: `steps`, or what a benchmark puts in its place."""
+    """The pipeline that a sweep's trials run: `steps`, or a replacement in a benchmark."""
 
     def __call__(
         self, config: Config, *, store: Store, device: str, owner: str
     ) -> Generator[Step, None, PipelineResult]:
-        """Yields what `steps` yields (the epochs to be trained may be left out)."""
+        """Yield reports of epochs as `steps` does; a replacement need not yield epochs to be trained."""
 
 
 def run_pipeline(
@@ -122,11 +123,12 @@ def run_pipeline(
     owner: str = "run_pipeline",
     checkpoint_interval: float = 5.0,
 ) -> PipelineResult:
-    """Run one configuration in this process: a `Config`, a YAML file's path, or a mapping.
+    """Run one configuration in this process; `config` is a `Config`, a YAML file's path, or a mapping.
 
-    `report(**metrics)` is called after every epoch. The device is the first GPU if there is one, else the
-    CPU; the store is the one of `config.storage`, where the run leaves a record of its stages' keys under
-    `<name>/trained`, so that they are kept. Raises UserError for a wrong configuration or data.
+    `report(**metrics)` is called after every epoch. By default the device is the first GPU if there is one,
+    else the CPU, and the store is that of `config.storage`, where the run writes a record of its stages' keys
+    under `<name>/trained`, so that a sweep's garbage collection keeps them. `owner` names the run in records
+    of epochs; `checkpoint_interval` is in seconds. Raises UserError for a wrong configuration or wrong data.
     """
     if isinstance(config, str | Path):
         config = reading.load(str(config))
@@ -150,7 +152,7 @@ def run_pipeline(
 
 
 def training_store(config: Config) -> Store:
-    """The store of a training's stages, with a record left of their keys, so that they are kept."""
+    """Return the store for a training's stages; write the record that keeps them from being deleted."""
     storage = Store(config.storage)
     stages = plan(config, datasets.load(config.data).digest)
     storage.sub(config.name).write_record(f"trained/{stages.final.key}", {"keys": stages.keys})
@@ -166,9 +168,9 @@ def run(
     checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
 ) -> Generator[Epoch, None, PipelineResult]:
-    """The pipeline as a generator: whoever drives it gets a report per epoch and may stop at any of them.
+    """Run the pipeline as a generator, which yields a report after each epoch and may be closed at any time.
 
-    Closing the generator leaves finished stages and the newest epoch checkpoint in the store.
+    Finished stages and the newest checkpoint of an epoch stay in the store when the generator is closed.
     """
     trial = Outcome(
         steps(
@@ -197,13 +199,14 @@ def steps(
     checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
 ) -> Generator[Step, None, PipelineResult]:
-    """As `run`, but each epoch that must be trained is yielded too, before its report, to be run.
+    """Run the pipeline as `run` does, but also yield each epoch that must be trained, before its report.
 
-    Whoever drives several trials can so run their epochs together. `replicas` are processes that all run
-    this same configuration, each a slice of every batch; the first of them uses the store.
+    The caller may run a yielded epoch, for example together with those of other trials; otherwise it is
+    trained when the generator is resumed. `replicas` are processes that all run this configuration, each on
+    its slice of every batch; only the first uses the store.
 
-    Raises WorkError where they differ in what must be equal, UserError where there are more than a batch
-    has examples.
+    Raises WorkError where replicas differ in data, code, PyTorch or device, and UserError where there are
+    more replicas than a batch has examples.
     """
     started = time.monotonic()
     data = datasets.load(config.data, device)
@@ -232,7 +235,7 @@ def steps(
     is_whole = stage is stages.final
     meta, metric = ended.meta, metric_of(config)
     if not is_whole:
-        # What an all-zero network gives is known; nothing is known of one that diverged.
+        # A collapsed network has a metric, that of its last epoch; a diverged one has none.
         is_known = meta["status"] == "collapsed" and meta["curve"]
         known = {metric.val: meta["curve"][-1][metric.val]} if is_known else {}
         meta = {"status": meta["status"], **known}
@@ -262,7 +265,7 @@ def _check_replicas(replicas: Replicas, config: Config, data: Dataset, stages: P
     here = {
         "data, or the model's code": stages.stages[0].key,
         "PyTorch": torch.__version__,
-        # What a seed draws on a GPU depends on its kind.
+        # The random numbers of a seed depend on the GPU's model.
         "device": torch.cuda.get_device_name(data.device) if on_gpu else "cpu",
     }
     replicas.check_same("what a training needs the same everywhere", here)

@@ -1,13 +1,13 @@
-"""What a configuration chooses by name: criteria, optimizers, data sources and the like, and anybody's own.
+"""The components that a configuration chooses by name: criteria, optimizers, data sources and so on.
 
-A `Kind` is one sort of such components. It knows the built-in ones by name; any other is given by its import
-path, `package.module:object`. Components are imported when they are asked for, so that a list of names costs
-nothing and whoever does not use a framework does not load it.
+A `Kind` is one sort of component. It knows the built-in components by name; your own are given by their
+import path, `package.module:object`. Components are imported at first use, so that listing names is cheap and
+frameworks that are not used are not loaded.
 
-A component is a function or a class. Its *options*, the further keys that a configuration gives it, are its
-parameters but for those that this project passes: the first ones, `positional` of the kind, and those that
-are listed in the kind's `provided`. They are checked against their annotations: `lr: Annotated[float,
-Field(gt=0)]`. Built-in components have keyword-only options.
+A component is a function or a class. Its *options*, which are the further keys in a configuration, are its
+parameters, except those that this project passes itself: the first ones (the kind's `positional` says how
+many) and those named in the kind's `provided`. Options are checked against their annotations, such as
+`lr: Annotated[float, Field(gt=0)]`. Built-in components have keyword-only options.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _SETTINGS = ConfigDict(
 
 
 class UnknownComponentError(ValueError):
-    """There is no component of this name, or it cannot be imported."""
+    """Raised where there is no component of a name, or where it cannot be imported."""
 
 
 @final
 class Kind:
-    """One sort of component. `what` names it in messages: "criterion"."""
+    """One sort of component, such as criteria; `what` is its name in messages, such as "criterion"."""
 
     def __init__(
         self,
@@ -55,9 +55,9 @@ class Kind:
     ) -> None:
         """`built_in` maps names to import paths.
 
-        The first `positional` parameters and those in `provided` are no options. With `is_tolerant` an option
-        of another built-in component is ignored where it does not apply: so `momentum` may stand beside an
-        optimizer's name that is searched over `sgd` and `adam`.
+        The first `positional` parameters of a component, and those in `provided`, are not options. With
+        `is_tolerant`, an option that only another built-in component has is ignored: so `momentum` may be
+        given beside an optimizer's name that is searched over `sgd` and `adam`.
         """
         self.what = what
         self._built_in = dict(built_in)
@@ -71,23 +71,23 @@ class Kind:
         return tuple(self._built_in)
 
     def is_built_in(self, name: str) -> bool:
-        """Whether a component of this project has this name."""
+        """Whether this is the name of a built-in component."""
         return name in self._built_in
 
     def find(self, name: str) -> Any:
-        """The component itself: a function or a class.
+        """Import the component, which is a function or a class, and return it.
 
         Raises UnknownComponentError for a name that is neither built in nor an import path, and for a path
-        from which nothing can be imported.
+        that cannot be imported.
         """
         return _load(self._path(name))
 
     def options(self, name: str) -> type[BaseModel]:
-        """A pydantic model whose fields are the component's options, with their defaults and rules."""
+        """Return a pydantic model whose fields are the component's options, with their defaults and rules."""
         return _options(self.find(name), self._path(name), self._positional, self._provided)
 
     def takes(self, name: str, option: str) -> bool:
-        """Whether the component has this option; of one that does not exist nothing is known: True."""
+        """Whether the component has this option; True for an unknown component, reported elsewhere."""
         try:
             model = self.options(name)
         except UnknownComponentError:
@@ -95,17 +95,17 @@ class Kind:
         return option in model.model_fields or model.model_config.get("extra") == "allow"
 
     def ignores(self, name: str, option: str) -> bool:
-        """Whether the component has no such option, but another built-in one has."""
+        """Whether an option is ignored: the component does not have it, but another built-in one does."""
         if not self._is_tolerant or self.takes(name, option):
             return False
         return any(option in self.options(other).model_fields for other in self.names)
 
     def code(self, name: str) -> str | None:
-        """SHA-256 of the source of a user's own component; None for a built-in one.
+        """Return the SHA-256 of the source of a user's own component; None for a built-in one.
 
-        It covers the module of the import path and all modules of the same top-level package that have been
-        loaded, unless that package is an installed distribution. It is part of what determines a result: the
-        same path with other code is another component.
+        It covers the module of the import path and all loaded modules of the same top-level package, except
+        installed ones. It is part of what determines a result: the same path with other code is another
+        component.
         """
         return None if name in self._built_in else _source_digest(self._path(name))
 
@@ -125,7 +125,7 @@ class Kind:
 def _load(path: str) -> Any:
     module_name, _, attribute = path.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it; the console script does not
+        sys.path.insert(0, str(Path.cwd()))  # `python -m` does so, the console script does not
     try:
         found: Any = importlib.import_module(module_name)
         for name in attribute.split("."):
@@ -140,10 +140,10 @@ def _load(path: str) -> Any:
 
 @functools.cache
 def _options(component: Any, path: str, positional: int, provided: frozenset[str]) -> type[BaseModel]:
-    # By the component, not by its path: a module may have been edited and loaded again.
+    # Cached by the component and not only by its path, because a module may be edited and loaded again.
     try:
         parameters = list(inspect.signature(component).parameters.values())[positional:]
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # a function written in C has no signature
         parameters, is_open = [], True
     else:
         is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
@@ -157,7 +157,7 @@ def _options(component: Any, path: str, positional: int, provided: frozenset[str
     settings = ConfigDict(**{**_SETTINGS, "extra": "allow" if is_open else "forbid"})
     try:
         return _model(path, settings, fields)
-    except Exception:  # annotations that pydantic has no rules for
+    except Exception:  # annotations that pydantic does not support
         loose: dict[str, Any] = {name: (Any, default) for name, (_, default) in fields.items()}
         return _model(path, settings, loose)
 
@@ -171,7 +171,7 @@ def _hints(component: Any) -> dict[str, Any]:
     function: Callable[..., Any] = component.__init__ if inspect.isclass(component) else component
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # a name that exists for type checkers only
+    except Exception:  # an annotation that exists only for type checkers
         return {}
 
 
@@ -207,7 +207,7 @@ CRITERIA = Kind(
     },
     positional=1,
 )
-"""`pruning.criterion`: `criterion(scene, *, options…) -> scores` by weight name."""
+"""`pruning.criterion`: a function `criterion(scene, *, options…)` that returns scores by weight name."""
 
 INITIALIZERS = Kind(
     "initializer",
@@ -220,7 +220,7 @@ INITIALIZERS = Kind(
     positional=1,
     provided=("generator",),
 )
-"""`pre_pruning.initializer`: `initializer(shape, *, generator, options…) -> weight`."""
+"""`pre_pruning.initializer`: a function `initializer(shape, *, generator, options…)` that draws a weight."""
 
 MASKS = Kind(
     "mask method",
@@ -231,7 +231,10 @@ MASKS = Kind(
     positional=1,
     provided=("density",),
 )
-"""`pre_pruning.mask.method`: masks that are learnt with the weights (`engine/constraint.py`)."""
+"""`pre_pruning.mask.method`: a class of masks that are learnt with the weights (`engine/constraint.py`).
+
+It is called as `method(weights, *, options…)`, and with `density` if its `aims_at_density` is true.
+"""
 
 DYNAMICS = Kind(
     "dynamic method",
@@ -242,7 +245,10 @@ DYNAMICS = Kind(
     positional=2,
     provided=("seed",),
 )
-"""`post_pruning.dynamic`: masks that move while training (`engine/constraint.py`)."""
+"""`post_pruning.dynamic`: a class of masks that move during training (`engine/constraint.py`).
+
+It is called as `method(mask, optimizer, *, seed, options…)`.
+"""
 
 OPTIMIZERS = Kind(
     "optimizer",
@@ -253,7 +259,7 @@ OPTIMIZERS = Kind(
     },
     positional=1,
 )
-"""`….optimizer`: `optimizer(parameters, *, lr, options…) -> torch.optim.Optimizer`."""
+"""`….optimizer`: a function `optimizer(parameters, *, lr, options…) -> torch.optim.Optimizer`."""
 
 RATE_SCHEDULES = Kind(
     "schedule of the learning rate",
@@ -263,7 +269,10 @@ RATE_SCHEDULES = Kind(
         "step": "prunetune.sparsity.schedules:step",
     },
 )
-"""`….optimizer.schedule`: `schedule(*, options…)` gives the rate's factor over a stage, time in [0, 1]."""
+"""`….optimizer.schedule`: a function `schedule(*, options…)` that returns a function of time in [0, 1].
+
+Time is the share of the stage that is done; the function returns the factor of the learning rate.
+"""
 
 DATA_SOURCES = Kind(
     "data source",
@@ -280,7 +289,7 @@ DATA_SOURCES = Kind(
     },
     positional=1,
 )
-"""`data.name`: `source(root, *, options…) -> Source` (`data/dataset.py`)."""
+"""`data.name`: a function `source(root, *, options…) -> Source` (`data/dataset.py`)."""
 
 TASKS = Kind(
     "task",
@@ -290,7 +299,7 @@ TASKS = Kind(
     },
     positional=1,
 )
-"""`task`: `task(form, *, options…) -> Task`, a class as `tasks/task.py` has it."""
+"""`task`: a class `task(form, *, options…)` that implements `Task` (`tasks/task.py`)."""
 
 MODELS = Kind(
     "model",
@@ -304,30 +313,34 @@ MODELS = Kind(
     provided=("input_shape", "num_classes"),
     is_tolerant=False,
 )
-"""`model.name`: makes a `torch.nn.Module`; it gets `input_shape` and `num_classes` if it names them.
+"""`model.name`: a class or function that makes a `torch.nn.Module`.
 
-`num_classes` is the number of outputs that the task needs, for classes or not.
+It gets `input_shape` and `num_classes` if it has parameters of these names. `num_classes` is the number of
+outputs that the task needs, whether they are classes or not.
 """
 
 EXECUTORS = Kind(
     "executor",
     {"ray": "prunetune.execution.ray_tune:RayTune", "in_process": "prunetune.execution.in_process:InProcess"},
 )
-"""`run_sweep(…, executor=…)`: runs the trials (`execution/seam.py`)."""
+"""`run_sweep(…, executor=…)`: a class of executors, which run the trials (`execution/seam.py`)."""
 
 SAMPLERS = Kind(
     "sampler",
     {"tpe": "prunetune.search.samplers:tpe", "random": "prunetune.search.samplers:random"},
     provided=("seed",),
 )
-"""`search.sampler`: `sampler(*, seed, options…) -> optuna.samplers.BaseSampler`."""
+"""`search.sampler`: a function `sampler(*, seed, options…) -> optuna.samplers.BaseSampler`."""
 
 EARLY_STOPPING = Kind(
     "early stopping",
     {"asha": "prunetune.search.early_stopping:Asha"},
     positional=1,
 )
-"""`search.early_stopping`: one object per density that says which trials end."""
+"""`search.early_stopping`: a class `rule(*, longest, options…)` that implements `StoppingRule`.
+
+One object per density decides which trials end early (`search/early_stopping.py`).
+"""
 
 TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"}, positional=1)
-"""`tracking.trackers`: `tracker(sweep, *, options…) -> Tracker` (`trackers/tracker.py`)."""
+"""`tracking.trackers`: a function `tracker(sweep, *, options…) -> Tracker` (`trackers/tracker.py`)."""

@@ -1,4 +1,4 @@
-"""`python -m prunetune.report RUN …`: tables and figures of sweeps, from their `results.parquet`."""
+"""The command `python -m prunetune.report RUN …`, which makes tables and figures from sweeps' results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunetune.store import Store
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = commands.parser(
         "report",
         "Write a sweep's tables and figures into RUN/report/. Of several sweeps: print one table "

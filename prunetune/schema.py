@@ -1,4 +1,4 @@
-"""`python -m prunetune.schema`: the JSON Schema of a sweep's file, by which editors complete and check it."""
+"""The command `python -m prunetune.schema`, which prints the JSON Schema of a sweep's file for editors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunetune.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = commands.parser(
         "schema",
         "Print the JSON Schema of a sweep's file. An editor with a YAML language server completes and checks "

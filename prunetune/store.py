@@ -1,15 +1,15 @@
-"""Content-addressed artefacts on any pyarrow filesystem: the sweep's truth.
+"""The store: artefacts and records on any pyarrow filesystem, from which everything else can be rebuilt.
 
 An artefact is two files: a blob of tensors (safetensors, named by its key and the SHA-256 of its bytes) and
-a manifest (JSON, named by the key of what was computed) that is written last and deleted first. So an
-artefact is published, and taken back, by one atomic step, a rename on a local disk, one PUT on an object
-store, and what a crash leaves behind is a blob without a manifest. Everything read is checked against its
-checksum; what does not match is set aside. A blob belongs to one key, so deleting it harms no other.
+a manifest (JSON, named by the key of what was computed), which is written last and deleted first. So one
+atomic step publishes or removes an artefact: a rename on a local disk, a PUT on an object store. A crash can
+leave only a blob without a manifest. Everything that is read is checked against its checksum, and moved aside
+if it does not match. A blob belongs to one key, so deleting it affects no other artefact.
 
     <root>/stages/<key>.json              finished stages
     <root>/stages/<key>.<sha256>          their blobs
-    <root>/checkpoints/<key>.json         the newest epoch of a stage under way
-    <root>/checkpoints/<key>.<sha256>     its blob, which goes when the next one is there
+    <root>/checkpoints/<key>.json         the newest epoch of a running stage
+    <root>/checkpoints/<key>.<sha256>     its blob, deleted after the next one is written
     <root>/damaged/                       entries whose checksum failed
 """
 
@@ -39,7 +39,7 @@ Kind = Literal["stages", "checkpoints"]
 
 @dataclass(frozen=True)
 class Artefact:
-    """What was stored under a key: tensors by name, and plain data."""
+    """The content stored under a key: tensors by name, and plain data."""
 
     tensors: dict[str, torch.Tensor]
     meta: dict[str, Any]
@@ -47,7 +47,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class File:
-    """A file of the store: its name in its folder, bytes, and when it was written (None: not known)."""
+    """A file of the store: its name in its folder, its bytes, and when it was written (None if unknown)."""
 
     name: str
     size: int
@@ -55,10 +55,10 @@ class File:
 
 
 class Artefacts(Protocol):
-    """What a stage needs of a store; `Store` says what each does."""
+    """The part of a store's interface that stages use; `Store` documents each method."""
 
     def load(self, kind: Kind, key: str) -> Artefact | None:
-        """The artefact under `key`, or None."""
+        """Return the artefact under `key`, or None."""
 
     def save(self, kind: Kind, key: str, tensors: Mapping[str, torch.Tensor], meta: dict[str, Any]) -> None:
         """Publish an artefact under `key`."""
@@ -68,10 +68,10 @@ class Artefacts(Protocol):
 
 
 class Store:
-    """Artefacts and records below one root.
+    """Artefacts and records below one root folder.
 
-    Safe with any number of readers, writers and deleters at once: equal keys hold equal content, and each
-    manifest appears, and goes, whole.
+    Any number of processes may read, write and delete at once: equal keys hold equal content, and each
+    manifest appears and disappears in one step.
     """
 
     def __init__(self, root: str, filesystem: pafs.FileSystem | None = None) -> None:
@@ -95,7 +95,7 @@ class Store:
         self._local = isinstance(self._fs, pafs.LocalFileSystem)
 
     def sub(self, name: str) -> Store:
-        """A store below this one's root."""
+        """Return a store whose root is the folder `name` below this one's."""
         below = Store(f"{self._root}/{name}", self._fs)
         below._query = self._query
         return below
@@ -105,7 +105,7 @@ class Store:
 
         `meta` must be plain data (JSON). Raises UserError where the storage cannot be written.
         """
-        blob = safetensors.torch.save(  # copies: the format takes no views of one buffer
+        blob = safetensors.torch.save(  # needs copies: the format allows no views of one buffer
             {
                 name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for name, tensor in tensors.items()
@@ -116,16 +116,16 @@ class Store:
         replaced = self._manifest(kind, key)
         self._write(name, blob)
         self.write_record(f"{kind}/{key}", {"blob": sha, "bytes": len(blob), "meta": meta})
-        if self._size(name) is None:  # somebody has deleted this key in between, blob last
+        if self._size(name) is None:  # another process has deleted this key meanwhile
             self._write(name, blob)
         if replaced is not None and replaced["blob"] != sha:
             self._delete(_blob_name(kind, key, replaced["blob"]))
 
     def load(self, kind: Kind, key: str) -> Artefact | None:
-        """The artefact under `key`, or None where there is none that is whole.
+        """Return the artefact under `key`, or None where there is none or it is damaged.
 
-        A damaged one is reported, moved to `damaged/`, and from then on as if it had never been. One that
-        is deleted while it is read is not damaged.
+        A damaged artefact is reported and moved to `damaged/`, so that it is computed again. An artefact that
+        is deleted while it is read does not count as damaged.
         """
         manifest, again = self._manifest(kind, key), False
         while manifest is not None:
@@ -139,39 +139,39 @@ class Store:
                 if blob is not None:
                     self._set_aside(name, "its checksum does not match")
                 return None
-            # Another writer has replaced it, and its blob, in between; or it was deleted and saved again:
-            # then it is there at the second look.
+            # Another process has replaced the manifest and its blob meanwhile, or has deleted and saved them
+            # again: then a second try finds them.
             manifest, again = newer, newer == manifest
         return None
 
     def has(self, kind: Kind, key: str) -> bool:
-        """Whether a manifest is there; `load` may still find its blob damaged."""
+        """Whether there is a manifest for the key; `load` may still find its blob damaged."""
         return self._size(f"{kind}/{key}.json") is not None
 
     def delete(self, kind: Kind, key: str) -> None:
-        """Remove an artefact, if it is there, manifest first: who reads it meanwhile finds it or nothing."""
+        """Delete an artefact, if it exists, manifest first: a reader meanwhile finds all of it or nothing."""
         manifest = self._manifest(kind, key)
         if manifest is not None:
             self._delete(f"{kind}/{key}.json")
             self._delete(_blob_name(kind, key, manifest["blob"]))
 
     def keys(self, kind: Kind) -> list[str]:
-        """The keys of the artefacts of a kind, sorted."""
+        """List the keys of the artefacts of a kind, sorted."""
         return [name.removeprefix(f"{kind}/") for name in self.records(kind)]
 
     def blob(self, kind: Kind, key: str) -> str | None:
-        """The name of an artefact's blob in the folder of its kind, or None where there is no manifest."""
+        """Return the name of an artefact's blob in the folder of its kind; None if there is no manifest."""
         manifest = self._manifest(kind, key)
         return None if manifest is None else _blob_name(kind, key, manifest["blob"]).rpartition("/")[2]
 
     def write_record(self, name: str, body: Any) -> None:
-        """Publish plain data as `<name>.json`, atomically and with its checksum."""
+        """Write plain data as `<name>.json`, atomically and with its checksum."""
         text = json.dumps(body, sort_keys=True)
         record = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}
         self._write(f"{name}.json", json.dumps(record, sort_keys=True, indent=1).encode())
 
     def read_record(self, name: str) -> Any | None:
-        """The data published under `name`, or None where it is missing or damaged (and then set aside)."""
+        """Return the data of a record; None if it is missing, or damaged and therefore moved aside."""
         raw = self._read(f"{name}.json")
         if raw is None:
             return None
@@ -186,7 +186,7 @@ class Store:
         return None
 
     def records(self, folder: str) -> list[str]:
-        """Names (without `.json`) of the records directly in `folder`, sorted."""
+        """List the names (without `.json`) of the records directly in `folder`, sorted."""
         selector = pafs.FileSelector(self._folder(folder), allow_not_found=True)
         return sorted(
             f"{folder}/{info.base_name.removesuffix('.json')}"
@@ -195,11 +195,14 @@ class Store:
         )
 
     def names(self, folder: str) -> list[str]:
-        """Names of the files directly in `folder`, sorted."""
+        """List the names of the files directly in `folder`, sorted."""
         return [file.name for file in self.files(folder)]
 
     def files(self, folder: str, *, recursive: bool = False) -> list[File]:
-        """The files directly in `folder` (or anywhere below, named by their path from it), by name."""
+        """List the files directly in `folder`, sorted by name.
+
+        With `recursive`, list all files below it, named by their path relative to `folder`.
+        """
         path = self._folder(folder)
         selector = pafs.FileSelector(path, allow_not_found=True, recursive=recursive)
         found = [
@@ -210,31 +213,31 @@ class Store:
         return sorted(found, key=lambda file: file.name)
 
     def folders(self, folder: str) -> list[str]:
-        """Names of the folders directly in `folder`, sorted."""
+        """List the names of the folders directly in `folder`, sorted."""
         selector = pafs.FileSelector(self._folder(folder), allow_not_found=True)
         found = self._fs.get_file_info(selector)
         return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
 
     def write_file(self, name: str, content: bytes) -> None:
-        """Publish a file for people (a table, a configuration), atomically."""
+        """Write a file for people, such as a table or a configuration, atomically."""
         self._write(name, content)
 
     def read_file(self, name: str) -> bytes | None:
-        """The content of a file, or None."""
+        """Return the content of a file; None if it does not exist."""
         return self._read(name)
 
     def delete_file(self, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Delete a file, if it exists."""
         self._delete(name)
 
     def path(self, name: str) -> str:
-        """Where a person finds `name`; a URI has the options (`?region=…`) of the root's."""
+        """Return the path or URI of `name` for people; a URI keeps the root's options (`?region=…`)."""
         if self._local:
             return os.path.join(self._root, name)
         return f"{self._fs.type_name}://{self._root}/{name}{self._query}"
 
     def local_path(self, name: str) -> str | None:
-        """The path of `name` on this machine's disk, or None where the store is elsewhere."""
+        """Return the path of `name` on this machine's disk; None if the store is not on this machine."""
         return os.path.join(self._root, name) if self._local else None
 
     def _manifest(self, kind: Kind, key: str) -> dict[str, Any] | None:
@@ -242,7 +245,7 @@ class Store:
         return manifest if isinstance(manifest, dict) else None
 
     def _folder(self, name: str) -> str:
-        """Where a folder is; the root's own name is ""."""
+        """Return the full path of a folder; "" is the root itself."""
         return f"{self._root}/{name}" if name else self._root
 
     def _size(self, name: str) -> int | None:
@@ -290,5 +293,5 @@ def _blob_name(kind: Kind, key: str, sha: str) -> str:
 
 
 def _below(folder: str, path: str) -> str:
-    """`path` as seen from `folder`; filesystems differ in a leading or trailing slash."""
+    """Make `path` relative to `folder`; filesystems differ in leading and trailing slashes."""
     return path.strip("/").removeprefix(folder.strip("/")).removeprefix("/")

@@ -1,4 +1,4 @@
-"""`python -m prunetune.sweep CONFIG [dotted.key=value …]`: search, per density, to one configuration each."""
+"""The command `python -m prunetune.sweep CONFIG [dotted.key=value …]`: search a configuration per density."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from prunetune.sweeping.opening import Opened, open_sweep
 
 
 def main(arguments: list[str], steps: pipeline.Steps = pipeline.steps) -> int:
-    """The command; returns its exit code. `steps` is what a trial runs."""
+    """Run the command; return its exit code. `steps` is the pipeline that a trial runs."""
     try:
         return _main(arguments, steps)
-    except KeyboardInterrupt:  # before the first trial, after the last one, or a second time
+    except KeyboardInterrupt:  # while no trial runs, or for the second time
         print(summary.interrupted(commands.command_line("sweep", arguments)), flush=True)
         return commands.EXIT_INTERRUPTED
 
@@ -37,7 +37,7 @@ def _main(arguments: list[str], steps: pipeline.Steps) -> int:
     opened = open_sweep(source)
     if given.gc:
         return _collect_garbage(opened, dry_run=given.dry_run)
-    # Ray, Optuna and MLflow take seconds to import: not for a message about a typo.
+    # Ray, Optuna and MLflow take seconds to import, so mistakes in the file are reported before that.
     with process.importing():
         from prunetune.execution.ray_tune import RayTune
         from prunetune.sweeping import running
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _collect_garbage(opened: Opened, *, dry_run: bool) -> int:
-    """Remove what the sweep does not keep and nobody refers to, and say what."""
+    """Delete, and print, what the sweep does not keep and nothing refers to; `dry_run` only prints it."""
     if opened.store.read_record("sweep") is None:
         raise UserError(f"{opened.store.path('')}: no sweep was run here, so there is nothing to remove")
     from prunetune.records import garbage

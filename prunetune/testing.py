@@ -1,7 +1,7 @@
-"""Contract tests for components of a user's own: what every component of a kind must hold to.
+"""Contract tests for your own components: they check the promises that every component of a kind must keep.
 
-Each function takes a name, or an import path `package.module:object`, and options, as a sweep file would give
-them, and raises AssertionError with a sentence that says which promise is broken. They need no data and no
+Each function takes a name or an import path `package.module:object`, and options as in a sweep's file. It
+raises AssertionError with a sentence that says which promise is broken. The tests need no data files and no
 Ray, and take seconds. In a test suite:
 
     from prunetune import testing
@@ -60,9 +60,9 @@ _BASE: Tree = {
 
 
 def check_criterion(name: str, **options: Any) -> None:
-    """A criterion scores every prunable weight, with finite numbers, and leaves the network as it was.
+    """Check that a criterion gives every prunable weight a finite score and does not change the network.
 
-    It gives the same scores from the same generator, also where some weights are pruned already.
+    The same generator must give the same scores, also for a network in which some weights are pruned.
     """
     config = CriterionConfig.model_validate({"name": name, **options})
     torch.manual_seed(0)
@@ -101,12 +101,12 @@ def check_criterion(name: str, **options: Any) -> None:
 
 
 def check_initializer(name: str, **options: Any) -> None:
-    """An initializer gives finite float32 weights of the shape asked for, from the generator alone."""
+    """Check that an initializer returns finite float32 weights of a given shape, drawn from the generator."""
     config = InitializerConfig.model_validate({"name": name, **options})
     for shape in (torch.Size((6, 4)), torch.Size((4, 6)), torch.Size((5, 3, 3, 3))):
 
         def draw(seed: int, shape: torch.Size = shape) -> Tensor:
-            torch.manual_seed(torch.seed() % 2**31)  # what is global must not matter
+            torch.manual_seed(torch.seed() % 2**31)  # the global generator must not matter
             generator = torch.Generator().manual_seed(seed)
             weight: Tensor = config.component(shape, generator=generator, **config.options)
             return weight
@@ -120,20 +120,29 @@ def check_initializer(name: str, **options: Any) -> None:
 
 
 def check_mask(name: str, **options: Any) -> None:
-    """A mask method trains in the first stage as every run must, and in its batched form if it has one."""
+    """Check that a mask method trains in pre-pruning, also batched if it has a batched form.
+
+    Like every run, it must give the same bits when it is repeated, or interrupted and resumed.
+    """
     tree = _changed("pre_pruning", mask={"method": name, **options})
     _check_pipeline(tree)
     _check_batched(tree)
 
 
 def check_dynamic(name: str, **options: Any) -> None:
-    """A dynamic method keeps the number of weights, and what is pruned at zero, as every run must."""
+    """Check that a dynamic method keeps the number of weights constant and pruned weights at zero.
+
+    Like every run, it must give the same bits when it is repeated, or interrupted and resumed.
+    """
     tree = _changed("post_pruning", dynamic={"name": name, **options})
     _check_pipeline({**tree, "pre_pruning": None, "pruning": {"criterion": "random"}})
 
 
 def check_optimizer(name: str, **options: Any) -> None:
-    """An optimizer trains both stages as every run must; its whole state is in its `state_dict`."""
+    """Check that an optimizer trains both stages, and that its `state_dict` holds its whole state.
+
+    Like every run, it must give the same bits when it is repeated, or interrupted and resumed.
+    """
     tree = copy.deepcopy(_BASE)
     for stage in ("pre_pruning", "post_pruning"):
         tree[stage]["optimizer"] = {"name": name, **options}
@@ -143,16 +152,17 @@ def check_optimizer(name: str, **options: Any) -> None:
 
 
 def check_model(name: str, *, data: Mapping[str, Any] | None = None, **options: Any) -> None:
-    """A network is drawn from the seed alone and is trained, stored and resumed bit for bit.
+    """Check that a network is drawn from the seed alone, and is trained, stored and resumed bit for bit.
 
-    `data` is the section of the data that it is for; by default scikit-learn's digits, 1×8×8.
+    `data` is the section `data` of a configuration that fits the network; by default scikit-learn's digits,
+    1×8×8.
     """
     tree = copy.deepcopy(_BASE)
     _check_pipeline({**tree, "model": {"name": name, **options}, **({"data": dict(data)} if data else {})})
 
 
 def check_data_source(name: str, *, root: str = "data", task: str = "classification", **options: Any) -> None:
-    """A data source gives the same examples each time, at least two, of the types that `Split` names."""
+    """Check that a data source returns the same examples each time, at least two, of the types of `Split`."""
     section = {"name": name, "root": root, "batch_size": 16, **options}
     data = DataConfig.model_validate(section)
     first = data.component(data.root, **data.options)
@@ -184,9 +194,9 @@ def check_data_source(name: str, *, root: str = "data", task: str = "classificat
 
 
 def check_task(name: str, *, data: Mapping[str, Any] | None = None, **options: Any) -> None:
-    """A task's loss can be differentiated, its sums add up over parts of a split, and its chance is a number.
+    """Check a task: its loss can be differentiated, its sums add up over parts, its chance is a number.
 
-    `data` is the section of data that it is for; by default scikit-learn's digits.
+    `data` is the section `data` of a configuration that fits the task; by default scikit-learn's digits.
     """
     config = TaskConfig.model_validate({"name": name, **options})
     section = dict(data) if data else dict(_BASE["data"])
@@ -214,7 +224,10 @@ def check_task(name: str, *, data: Mapping[str, Any] | None = None, **options: A
 
 
 def check_sampler(name: str, **options: Any) -> None:
-    """A sampler proposes values within their distributions, the same ones from the same seed and past."""
+    """Check that a sampler proposes values within their distributions.
+
+    The same seed and the same past results must give the same values.
+    """
     import optuna
 
     config = SamplerConfig.model_validate({"name": name, **options})
@@ -223,7 +236,7 @@ def check_sampler(name: str, **options: Any) -> None:
         values: list[dict[str, Any]] = []
         study = optuna.create_study(direction="maximize")
         for number in range(12):
-            # A fresh one for every trial, as in a sweep.
+            # Make a new sampler for every trial, as a sweep does.
             study.sampler = config.component(seed=seed + number, **config.options)
             trial = study.ask()
             lr = trial.suggest_float("lr", 1e-4, 1e-1, log=True)
@@ -242,7 +255,10 @@ def check_sampler(name: str, **options: Any) -> None:
 
 
 def check_early_stopping(name: str, **options: Any) -> None:
-    """A stopping rule answers with a bool, decides from what it was told alone, and lets some trials end."""
+    """Check that a stopping rule returns bools, depends only on the scores it was told, and stops not all.
+
+    Told the same scores twice, it must decide the same, and at least one trial must train to its end.
+    """
     config = EarlyStoppingConfig.model_validate({"name": name, **options})
 
     def decisions() -> list[bool]:
@@ -268,9 +284,9 @@ def check_early_stopping(name: str, **options: Any) -> None:
 
 
 def check_tracker(make: Callable[[], Any], records: Sequence[TrialRecord]) -> None:
-    """A tracker takes all that a sweep tells it, for trials of each status, twice, and changes no record.
+    """Check that a tracker accepts all calls of two runs of a sweep, and changes no record.
 
-    `make` makes it, as for each run of a sweep; `records` are trials that have ended.
+    `make` makes the tracker of a run; `records` are trials that have ended, best with various statuses.
     """
     before = [record.plain() for record in records]
     for run in range(2):
@@ -291,11 +307,11 @@ def check_tracker(make: Callable[[], Any], records: Sequence[TrialRecord]) -> No
 
 
 def _check_pipeline(tree: Tree) -> None:
-    """The promises that hold for every run, whatever its components.
+    """Check the promises that every run must keep, whatever its components.
 
-    The same configuration gives the same bits, also when it is interrupted after any epoch and run again;
-    exactly floor(d·n) weights are kept, the others are exactly zero; what must be known to go on is in the
-    store.
+    The same configuration gives the same bits, also if it is interrupted after any epoch and run again,
+    because the store holds everything that is needed to resume. Exactly floor(d·n) weights are kept, and the
+    others are exactly zero.
     """
     config = from_document(Document("contract", tree))
     with tempfile.TemporaryDirectory() as folder:
@@ -324,7 +340,7 @@ def _check_pipeline(tree: Tree) -> None:
 
 
 def _check_batched(tree: Tree) -> None:
-    """Trials that run as one batched program give what each gives alone, but for the order of sums."""
+    """Check that trials in a batched program give what each gives alone, except for the order of sums."""
     configs = [from_document(Document("contract", {**tree, "seed": seed})) for seed in (0, 1)]
     with tempfile.TemporaryDirectory() as folder:
         alone = [_run(config, Path(folder, f"alone-{i}")) for i, config in enumerate(configs)]
@@ -391,6 +407,6 @@ def _changed(section: str, **values: Any) -> Tree:
 
 
 def _require(holds: bool, otherwise: str) -> None:
-    """As `assert`, which `python -O` would leave out."""
+    """Raise AssertionError unless `holds`; `python -O` would leave out an assert statement."""
     if not holds:
         raise AssertionError(otherwise)

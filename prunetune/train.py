@@ -1,4 +1,4 @@
-"""`python -m prunetune.train CONFIG|--run-id ID [dotted.key=value …]`: one configuration at full budget."""
+"""The command `python -m prunetune.train CONFIG|--run-id ID [dotted.key=value …]`: train a configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from prunetune.tasks import metric_of
 
 
 def main(arguments: list[str]) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     given = _parser().parse_intermixed_args(arguments)
     source = training.source(given.config, given.overrides, given.run_id, given.tracking_uri)
     config = absolute(from_document(source))
