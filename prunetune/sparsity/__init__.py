@@ -1,1 +1,1 @@
-"""The maths of sparse networks: tensors in, tensors out."""
+"""The mathematics of sparse networks, as functions of tensors."""

@@ -1,4 +1,4 @@
-"""From scores and a count to masks: which layers keep how many, and which of their weights."""
+"""Turns scores and a count into masks: how many weights each layer keeps, and which ones."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Masks = dict[str, Tensor]
 
 
 def top_k(scores: Tensor, k: int, *, generator: torch.Generator) -> Tensor:
-    """Boolean mask of exactly k of the highest of `scores` (n,).
+    """Return a boolean mask of exactly k of the highest of `scores` (n,).
 
-    Exactly k also under ties, which are the normal case after a learnable mask (most weights are exactly
-    0, so a bare `scores >= threshold` keeps them all). Which of the tied ones stay is drawn from
-    `generator`: by index they would all lie in the first layers.
+    It is exactly k even under ties, which are the normal case after a learnable mask: most weights are
+    exactly 0, so that `scores >= threshold` alone would keep them all. `generator` draws which of the tied
+    weights stay; taken by index, they would all be in the first layers.
 
     Raises ValueError unless 0 ≤ k ≤ n and no score is NaN.
     """
@@ -39,7 +39,7 @@ def top_k(scores: Tensor, k: int, *, generator: torch.Generator) -> Tensor:
 
 
 def apportion(shares: Sequence[float], caps: Sequence[int], total: int) -> list[int]:
-    """Whole numbers close to `shares` that sum to `total`, none above its cap (largest remainder).
+    """Round `shares` to whole numbers with the sum `total`, none above its cap (largest remainder method).
 
     >>> apportion([1.5, 1.25, 0.25], [9, 9, 9], 3)
     [2, 1, 0]
@@ -49,7 +49,7 @@ def apportion(shares: Sequence[float], caps: Sequence[int], total: int) -> list[
     if sum(caps) < total:
         raise ValueError(f"total = {total}: must be at most the sum of the caps, {sum(caps)}")
     counts = [min(math.floor(share), cap) for share, cap in zip(shares, caps, strict=True)]
-    # By remainder, the earlier one of equals; round and round until all are placed.
+    # Add by largest remainder, of equal ones the earlier first, repeatedly until the sum is reached.
     order = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
     missing = total - sum(counts)
     while missing > 0:
@@ -65,16 +65,16 @@ def apportion(shares: Sequence[float], caps: Sequence[int], total: int) -> list[
 
 
 def uniform_counts(shapes: Mapping[str, torch.Size], total: int) -> dict[str, int]:
-    """The same density in every layer; the counts sum to `total` exactly."""
+    """Give every layer the same density; the counts sum to `total` exactly."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     shares = [total * size / sum(sizes) for size in sizes]
     return dict(zip(shapes, apportion(shares, sizes, total), strict=True))
 
 
 def erk_counts(shapes: Mapping[str, torch.Size], total: int) -> dict[str, int]:
-    """Erdős–Rényi-Kernel: density ∝ Σ dims / Π dims; the counts sum to `total` exactly.
+    """Erdős–Rényi-Kernel: a layer's density is ∝ Σ dims / Π dims; the counts sum to `total` exactly.
 
-    Layers that would exceed density 1 are made dense and the rest is rescaled, until none does
+    Layers that would exceed density 1 are made dense and the others rescaled, until no layer exceeds it
     (Evci et al., arXiv 1911.11134; Mocanu et al. for Linear layers).
     """
     raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items()}
@@ -97,11 +97,11 @@ LAYER_COUNTS: dict[str, Callable[[Mapping[str, torch.Size], int], dict[str, int]
     "uniform": uniform_counts,
     "erk": erk_counts,
 }
-"""By the name in `pruning.allocation`."""
+"""The functions that allocate counts to layers, by the name in `pruning.allocation`."""
 
 
 def dense_layer_names(names: Sequence[str], which: str) -> set[str]:
-    """The layers that stay dense for `none`, `first`, `last` or `both`, in the order of the model."""
+    """Return the layers that stay dense for `none`, `first`, `last` or `both`; `names` is in model order."""
     chosen = {"none": (), "first": names[:1], "last": names[-1:], "both": (*names[:1], *names[-1:])}[which]
     return set(chosen)
 
@@ -115,10 +115,10 @@ def unstructured(
     alive: Mapping[str, Tensor] | None = None,
     generator: torch.Generator,
 ) -> Masks:
-    """Masks by layer that keep exactly k weights in all.
+    """Return masks by layer that keep exactly k weights in total.
 
-    Layers in `dense` are kept whole. Where `alive` (boolean masks) is given, what is pruned stays pruned.
-    Raises ValueError where the dense layers alone hold more than k.
+    Layers in `dense` are kept whole. Weights that the boolean masks `alive` have pruned stay pruned. Raises
+    ValueError where the dense layers alone hold more than k weights.
     """
     shapes = {name: score.shape for name, score in scores.items()}
     masks = {name: torch.ones_like(scores[name], dtype=torch.bool) for name in scores if name in dense}
@@ -139,7 +139,7 @@ def unstructured(
         masks |= ranked(rest, left)
     else:
         counts = per_layer({name: shapes[name] for name in rest}, left)
-        if alive is not None:  # rounding may ask a layer for one more than an earlier round left it
+        if alive is not None:  # rounding may ask a layer for one weight more than is alive
             caps = [int(alive[name].sum()) for name in rest]
             counts = dict(zip(rest, apportion([counts[n] for n in rest], caps, left), strict=True))
         for name, count in counts.items():
@@ -148,10 +148,11 @@ def unstructured(
 
 
 def channels(scores: Mapping[str, Tensor], k: int, *, generator: torch.Generator) -> Masks:
-    """Masks that keep whole output channels or neurons, at most k weights in all.
+    """Return masks that keep whole output channels or neurons, at most k weights in total.
 
-    Units are ranked over all layers by their mean score and kept from the highest while they fit; the
-    last layer's units are the classes and all stay. Raises ValueError where it alone holds more than k.
+    Units are ranked over all layers by their mean score, and kept from the highest on while they fit. The
+    units of the last layer are the classes, and all stay. Raises ValueError where the last layer alone holds
+    more than k weights.
     """
     *hidden, last = scores
     masks = {name: torch.zeros_like(scores[name], dtype=torch.bool) for name in hidden}
@@ -163,7 +164,7 @@ def channels(scores: Mapping[str, Tensor], k: int, *, generator: torch.Generator
         return masks
     units = [(name, unit) for name in hidden for unit in range(scores[name].shape[0])]
     means = torch.cat([scores[name].flatten(1).mean(1) for name in hidden])
-    shuffled = torch.randperm(len(units), generator=generator)  # ties fall by lot
+    shuffled = torch.randperm(len(units), generator=generator)  # ties are broken at random
     order = shuffled[torch.argsort(means.cpu()[shuffled], descending=True, stable=True)]
     for index in order.tolist():
         name, unit = units[index]
@@ -176,10 +177,10 @@ def channels(scores: Mapping[str, Tensor], k: int, *, generator: torch.Generator
 
 
 def n_of_m(scores: Mapping[str, Tensor], n: int, m: int, *, generator: torch.Generator) -> Masks:
-    """Masks that keep the n highest of every m consecutive weights along the input dimension.
+    """Return masks that keep the n highest of every m consecutive weights along the input dimension.
 
-    The input dimension is the second one; a last group of r < m keeps ⌊n·r/m⌋, so no group is denser
-    than the pattern. Source: NVIDIA's 2:4 sparsity, arXiv 2104.08378.
+    The input dimension is the second one. A last group of r < m weights keeps ⌊n·r/m⌋, so that no group is
+    denser than the pattern. Source: NVIDIA's 2:4 sparsity, arXiv 2104.08378.
     """
     masks = {}
     for name, score in scores.items():
@@ -199,10 +200,10 @@ def n_of_m(scores: Mapping[str, Tensor], n: int, m: int, *, generator: torch.Gen
 
 
 def shuffled_within_layers(masks: Mapping[str, Tensor], *, generator: torch.Generator) -> Masks:
-    """Each layer's mask permuted: the counts stay, the places do not.
+    """Permute each layer's mask at random; each layer keeps its number of weights, but at other places.
 
-    A sanity check (Frankle et al., arXiv 2009.08576); the permutation acts on the flattened mask, unlike
-    a published one that shuffles a copy and changes nothing.
+    This is a sanity check (Frankle et al., arXiv 2009.08576). The flattened mask is permuted; a published
+    implementation shuffles a copy and so changes nothing.
     """
     out = {}
     for name, mask in masks.items():

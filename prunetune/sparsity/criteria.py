@@ -1,7 +1,7 @@
-"""Pruning scores: how much each weight matters. Higher is kept; turning scores into masks is `allocation`.
+"""Pruning criteria: scores that say how much each weight matters; weights with higher scores are kept.
 
-Each criterion takes a `Scene` and returns scores by weight name, shaped like the weights. What is pruned
-already is zero in the scene's model.
+Each criterion takes a `Scene` and returns scores by weight name, shaped like the weights. Weights that are
+already pruned are zero in the scene's model. `allocation` turns scores into masks.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ Scores = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Scene:
-    """What scores are computed from. Criteria leave the model's weights as they are.
+    """Everything from which a criterion computes scores; it must not change the model's weights.
 
-    `inputs` (B, …) and `targets` (B, …), as the network and the `loss` of (outputs, targets) take them, are a
-    sample of the training data. `probe` (1, …) is an input of ones, by default of their shape. `has_logits`:
-    the network's outputs are logits over classes, for which a temperature means something.
+    `inputs` (B, …) and `targets` (B, …) are a sample of the training data, in the form that the network and
+    `loss(outputs, targets)` take. `probe` (1, …) is an input of ones, by default shaped like one of `inputs`.
+    `has_logits` says that the outputs are logits over classes, for which a temperature makes sense. Random
+    numbers come from `generator`, on the CPU.
     """
 
     model: nn.Module
@@ -39,17 +40,17 @@ class Scene:
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """The prunable weights."""
+        """The prunable weights of the model, by name."""
         return prunable(self.model)
 
 
 def magnitude(scene: Scene) -> Scores:
-    """|θ|; for single weights L1 and L2 rank alike."""
+    """Score weights by their magnitude |θ|; for single weights, L1 and L2 norms give the same ranking."""
     return {name: weight.detach().abs() for name, weight in scene.weights.items()}
 
 
 def random(scene: Scene) -> Scores:
-    """Uniform in [0, 1)."""
+    """Score weights at random, uniformly in [0, 1)."""
     return {
         name: torch.rand(weight.shape, generator=scene.generator).to(weight.device)
         for name, weight in scene.weights.items()
@@ -57,9 +58,9 @@ def random(scene: Scene) -> Scores:
 
 
 def snip(scene: Scene) -> Scores:
-    """|g⊙θ|, over its sum, on one sample in training mode (Lee et al., arXiv 1810.02340).
+    """Score weights by |g⊙θ| divided by its sum, on a sample in training mode (Lee et al., arXiv 1810.02340).
 
-    The division makes it invariant to the scale of the loss; the ranking does not change by it.
+    The division makes scores independent of the loss's scale; it does not change the ranking.
     """
     scene.model.train()
     scores = _gradient_times_weight(scene)
@@ -68,16 +69,19 @@ def snip(scene: Scene) -> Scores:
 
 
 def taylor(scene: Scene) -> Scores:
-    """|g⊙θ| of a trained network, in evaluation mode (Taylor-FO, Molchanov et al., arXiv 1906.10771)."""
+    """Score the weights of a trained network by |g⊙θ|, in evaluation mode.
+
+    This is Taylor-FO (Molchanov et al., arXiv 1906.10771).
+    """
     scene.model.eval()
     return _gradient_times_weight(scene)
 
 
 def grasp(scene: Scene, temperature: float = 200.0) -> Scores:
-    """θ⊙Hg, highest kept: removing the lowest reduces the gradient's norm the least.
+    """Score weights by θ⊙Hg: the highest are kept, and removing the lowest reduces the gradient's norm least.
 
-    Logits are divided by `temperature` in both passes (Wang et al., arXiv 2002.07376, which removes the
-    highest −θ⊙Hg: the same). Outputs that are no logits are left as they are.
+    Logits are divided by `temperature` in both passes. Wang et al. (arXiv 2002.07376) remove the highest
+    −θ⊙Hg, which is the same. Outputs that are not logits are not divided.
     """
     scene.model.train()
     names, weights = zip(*scene.weights.items(), strict=True)
@@ -98,10 +102,11 @@ def grasp(scene: Scene, temperature: float = 200.0) -> Scores:
 
 
 def synflow(scene: Scene) -> Scores:
-    """|θ ∂R/∂θ| with R the sum of outputs for an all-ones input (Tanaka et al., arXiv 2006.05467).
+    """Score weights by |θ ∂R/∂θ|, R being the sum of outputs for an input of ones (arXiv 2006.05467).
 
-    On a copy in evaluation mode and float64 (float32 overflows on deep nets), with every parameter and
-    buffer replaced by its absolute value. No data. Meant for many rounds; one round is another method.
+    SynFlow (Tanaka et al.) needs no data. It works on a copy in evaluation mode and float64 (float32
+    overflows on deep networks), with every parameter and buffer replaced by its absolute value. It is meant
+    to prune in many rounds; a single round is a different method.
     """
     model = copy.deepcopy(scene.model).double().eval()
     with torch.no_grad():
@@ -128,14 +133,14 @@ def _gradient_times_weight(scene: Scene) -> Scores:
 
 
 Criterion = Callable[..., Scores]
-"""`criterion(scene, *, options…)`."""
+"""A function `criterion(scene, *, options…)` that returns scores by weight name."""
 
 synflow.scoring_rounds = 100  # type: ignore[attr-defined]
 
 
 def scoring_rounds(criterion: Criterion) -> int:
-    """In how many rounds a criterion prunes, scoring anew before each, unless configured.
+    """Return in how many rounds a criterion prunes by default, with new scores before each round.
 
-    A criterion says so in an attribute `scoring_rounds`; without one it is 1.
+    A criterion declares this in an attribute `scoring_rounds`; without one it is 1.
     """
     return int(getattr(criterion, "scoring_rounds", 1))

@@ -1,4 +1,4 @@
-"""Dynamic sparse training: masks that move during training, at constant density per layer (SET, RigL)."""
+"""Updates of masks during training: dynamic sparse training (SET, RigL), cubic schedules, projections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prunetune.sparsity.allocation import top_k
 
 
 def drop_fraction(time: float, end: float, alpha: float) -> float:
-    """f = α/2 · (1 + cos(π t/T_end)), and 0 from T_end on (Evci et al., arXiv 1911.11134).
+    """The share of weights to drop, α/2 · (1 + cos(π t/T_end)), and 0 from T_end on (arXiv 1911.11134).
 
     >>> [round(drop_fraction(t, 1.0, 0.3), 6) for t in (0.0, 0.5, 1.0)]
     [0.3, 0.15, 0.0]
@@ -23,10 +23,11 @@ def drop_fraction(time: float, end: float, alpha: float) -> float:
 def move(
     weight: Tensor, mask: Tensor, growth: Tensor, fraction: float, *, generator: torch.Generator
 ) -> Tensor:
-    """A layer's new boolean mask: n = ⌊fraction · nonzero⌋ of the smallest |w| dropped, n grown.
+    """Return a layer's new boolean mask, after dropping and growing n = ⌊fraction · active⌋ weights.
 
-    Grown are the highest of `growth` among all that is inactive after the drop (so a dropped weight may
-    come back, as in RigL's published code). The count is conserved.
+    The n active weights with the smallest magnitude are dropped. The n weights with the highest `growth` are
+    grown, among all that are inactive after the drop; so a dropped weight may come back, as in RigL's
+    published code. The number of active weights does not change.
     """
     active = int(mask.sum())
     n = math.floor(fraction * active)
@@ -38,23 +39,24 @@ def move(
 
 
 def rigl_growth(gradient: Tensor, *, generator: torch.Generator) -> Tensor:
-    """RigL grows where the dense gradient is largest."""
+    """Rank weights by the magnitude of the dense gradient, as RigL does (Evci et al., arXiv 1911.11134)."""
     return gradient.detach().abs()
 
 
 def set_growth(gradient: Tensor, *, generator: torch.Generator) -> Tensor:
-    """SET grows at random (Mocanu et al., arXiv 1707.04780)."""
+    """Rank weights at random, as SET does (Mocanu et al., arXiv 1707.04780)."""
     return torch.rand(gradient.shape, generator=generator).to(gradient.device)
 
 
 GROWTH = {"rigl": rigl_growth, "set": set_growth}
-"""By the name in `post_pruning.dynamic`."""
+"""The growth functions by the name in `post_pruning.dynamic`."""
 
 
 def cubic_density(time: float, start: float, end: float, initial: float, final: float) -> float:
-    """final + (initial − final) · (1 − (t − start)/(end − start))³ between start and end.
+    """The density final + (initial − final) · (1 − (t − start)/(end − start))³ between start and end.
 
-    Gradual pruning (Zhu and Gupta, arXiv 1710.01878): fast at first, while much is redundant.
+    This is the schedule of gradual pruning (Zhu and Gupta, arXiv 1710.01878). The density falls fast at
+    first, while many weights are redundant.
 
     >>> [round(cubic_density(t, 0.0, 1.0, 1.0, 0.1), 4) for t in (0.0, 0.5, 1.0)]
     [1.0, 0.2125, 0.1]
@@ -67,9 +69,10 @@ def cubic_density(time: float, start: float, end: float, initial: float, final: 
 
 
 def project_to_count(mask: Tensor, count: float | Tensor, *, steps: int = 4) -> Tensor:
-    """The nearest point of {M ∈ [0, 1]ⁿ, Σ M = count} to `mask` (n,): clip(M − τ, 0, 1).
+    """Project `mask` (n,) onto the nearest point of {M ∈ [0, 1]ⁿ, Σ M = count}, which is clip(M − τ, 0, 1).
 
-    `count` is in [0, n]. Euclidean projection on a capped simplex; τ and `steps` as in `shift_to_count`.
+    `count` is in [0, n]. It is a Euclidean projection onto a capped simplex; `shift_to_count` explains τ and
+    `steps`.
 
     >>> project_to_count(torch.tensor([0.2, 0.5, 0.9, 1.0]), 2.0)
     tensor([0.0500, 0.3500, 0.7500, 0.8500])
@@ -84,26 +87,27 @@ def shift_to_count(
     steps: int = 4,
     scratch: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> Tensor:
-    """τ (a scalar) with Σ clip(M − τ, 0, 1) = `count`, for M = `mask` (n,).
+    """Return the shift τ (a scalar) for which Σ clip(M − τ, 0, 1) = `count`, where M is `mask` (n,).
 
-    The sum falls piecewise linearly in τ, so τ is found by Newton's method, each step within the bracket
-    known so far. It starts at 0: a mask that an optimizer moved by one step is near its count already, and
-    4 steps meet it up to n·10⁻⁶. Any mask may take more steps, and n·10⁻⁷, the rounding of a float32 sum,
-    counts as met. Nothing waits for the device. `scratch`, twice (n,), is overwritten where it is given, so
-    no memory is taken.
+    The sum falls piecewise linearly in τ, so Newton's method finds τ, with each step kept within the bracket
+    known so far. It starts at τ = 0: after one step of an optimizer a mask is already close to its count, and
+    4 steps reach it up to n·10⁻⁶. An arbitrary mask may need more steps. An error of n·10⁻⁷, the rounding of
+    a float32 sum, counts as zero. The host does not wait for the device. `scratch`, two tensors (n,), is
+    overwritten if given, so that no memory is allocated.
     """
     first, second = scratch
     ends = mask.aminmax()
-    low, high = ends.min - 2, ends.max + 1  # everything is clipped to 1, to 0
+    low, high = ends.min - 2, ends.max + 1  # at `low` everything is clipped to 1, at `high` to 0
     shift = torch.zeros_like(low)
     for _ in range(steps):
         clipped = torch.clamp(torch.sub(mask, shift, out=first), 0, 1, out=first)
         excess = F.hardshrink(clipped.sum() - count, mask.numel() * 1e-7)
-        # The derivative: how many are not clipped.
+        # The negative derivative is the number of elements that are not clipped.
         between = torch.ceil(clipped, out=second).sum() - torch.floor(clipped, out=first).sum()
         rises = excess > 0
         low, high = torch.where(rises, shift, low), torch.where(rises, high, shift)
-        # Nothing left to do is 0/0; a flat piece gives an infinite step, and so the bracket's middle.
+        # 0/0 means that nothing is left to do. On a flat piece the step is infinite, and the middle of the
+        # bracket is taken.
         newton = shift + (excess / between).nan_to_num(0)
         shift = torch.where(torch.where(rises, newton < high, newton > low), newton, (low + high) / 2)
     return shift

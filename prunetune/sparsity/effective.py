@@ -20,13 +20,13 @@ def effective_weights(
     seed: int = 0,
     inputs: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Boolean masks of the weights that are kept and on a path (Vysogorets and Kempe, arXiv 2107.02306).
+    """Return boolean masks of the kept weights that are on a path from input to output (arXiv 2107.02306).
 
-    The network is probed in float64 with random positive weights where the mask keeps one, no biases,
-    neutral norms and embeddings of ones, on random positive inputs of `input_shape`, or, where it takes
-    indices, on `inputs`. Then all signals are sums of positive path products, so a weight has a gradient
-    exactly where it is on a path. Each unit's weights are scaled to sum to 1, which keeps deep networks in
-    range.
+    The definition is that of Vysogorets and Kempe. The network is tested in float64 with random positive
+    weights where the mask keeps one, zero biases, neutral norms and embeddings of ones, on random positive
+    inputs of `input_shape`, or, if it takes indices, on `inputs`. Then every signal is a sum of positive
+    products over paths, so a weight has a nonzero gradient exactly if it is on a path. Each unit's weights
+    are scaled to sum to 1, so that numbers stay in range in deep networks.
     """
     generator = torch.Generator().manual_seed(seed)
     probe = _with_mean_pools(copy.deepcopy(model).cpu().double().eval())
@@ -63,9 +63,9 @@ def effective_weights(
 
 
 def _with_mean_pools(model: nn.Module) -> nn.Module:
-    """Max pools become mean pools: a maximum passes one position's gradient, but any position may win."""
+    """Replace max pools by mean pools: a maximum passes the gradient of one position, but any may win."""
     for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):  # also a module that is used twice
+        for name, child in list(parent._modules.items()):  # a module used twice is listed twice
             if isinstance(child, nn.MaxPool2d):
                 mean = nn.AvgPool2d(child.kernel_size, child.stride, child.padding, child.ceil_mode)
                 setattr(parent, name, mean)
@@ -77,6 +77,6 @@ def _with_mean_pools(model: nn.Module) -> nn.Module:
 def effective_density(
     model: nn.Module, masks: Mapping[str, Tensor], input_shape: tuple[int, ...], *, seed: int = 0
 ) -> float:
-    """Share of all prunable weights that are kept and on a path from input to output, in [0, density]."""
+    """The share of prunable weights that are kept and on a path from input to output, in [0, density]."""
     effective = effective_weights(model, masks, input_shape, seed=seed)
     return sum(int(m.sum()) for m in effective.values()) / sum(m.numel() for m in effective.values())

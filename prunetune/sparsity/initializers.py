@@ -1,4 +1,4 @@
-"""Initial weights: Kaiming's, and ZerO in both of its published readings."""
+"""Initializers of weights: Kaiming's, and ZerO in both of its published versions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def hadamard(m: int) -> Tensor:
-    """H_m (2^m, 2^m), Sylvester's construction (paper, definition 2).
+    """The Hadamard matrix H_m (2^m, 2^m), by Sylvester's construction (paper, definition 2).
 
     >>> hadamard(1).tolist()
     [[1.0, 1.0], [1.0, -1.0]]
@@ -22,14 +22,15 @@ def hadamard(m: int) -> Tensor:
 
 
 def partial_identity(rows: int, columns: int) -> Tensor:
-    """I* (rows, columns): ones on the diagonal, zeros elsewhere (paper, definition 1)."""
+    """The partial identity I* (rows, columns): ones on the diagonal, else zeros (paper, definition 1)."""
     return torch.eye(rows, columns)
 
 
 def zero_matrix(out_features: int, in_features: int) -> Tensor:
-    """ZerO as its authors' notebook has it: (out, in), Hadamard where the output is wider.
+    """ZerO's matrix (out, in) as in its authors' notebook: Hadamard where the output is wider.
 
-    out ≤ in: partial identity. out > in: I*(out, 2^m) · H_m · I*(2^m, in) · 2^(−m/2), m = ⌈log2 out⌉.
+    For out ≤ in it is the partial identity. For out > in it is I*(out, 2^m) · H_m · I*(2^m, in) · 2^(−m/2)
+    with m = ⌈log2 out⌉.
     Source: Zhao et al., arXiv 2110.12661, algorithm 1 and its published notebook.
     """
     if out_features <= in_features:
@@ -40,11 +41,11 @@ def zero_matrix(out_features: int, in_features: int) -> Tensor:
 
 
 def zero_paper_matrix(out_features: int, in_features: int) -> Tensor:
-    """ZerO as algorithm 1 of arXiv 2312.01653 prints it, transposed to PyTorch's (out, in).
+    """ZerO's matrix as printed in algorithm 1 of arXiv 2312.01653, transposed to PyTorch's (out, in).
 
-    With W (n_l, n_{l+1}) from n_l inputs: n_l ≤ n_{l+1}: partial identity. n_l > n_{l+1}:
-    c · I*(n_l, 2^m) · H_m · I*(2^m, n_{l+1}), m = ⌈log2 n_l⌉, c = 2^(−(m−1)/2). So here the Hadamard
-    matrix stands where the *input* is wider, the reverse of the notebook.
+    For W (n_l, n_{l+1}) with n_l inputs: if n_l ≤ n_{l+1} it is the partial identity; if n_l > n_{l+1} it is
+    c · I*(n_l, 2^m) · H_m · I*(2^m, n_{l+1}) with m = ⌈log2 n_l⌉ and c = 2^(−(m−1)/2). So the Hadamard matrix
+    is used where the *input* is wider, which is the reverse of the notebook.
     """
     if in_features <= out_features:
         return partial_identity(out_features, in_features)
@@ -54,7 +55,7 @@ def zero_paper_matrix(out_features: int, in_features: int) -> Tensor:
 
 
 def _at_centre(matrix: Callable[[int, int], Tensor], shape: torch.Size) -> Tensor:
-    """A matrix as the weight of a layer; for a convolution, at the kernel's centre tap."""
+    """Make a layer's weight from a matrix; for a convolution, put it at the kernel's centre."""
     if len(shape) == 2:
         return matrix(shape[0], shape[1])
     weight = torch.zeros(shape)
@@ -67,21 +68,21 @@ def _at_centre(matrix: Callable[[int, int], Tensor], shape: torch.Size) -> Tenso
 
 
 def zero(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
-    """ZerO (notebook) for a Linear (out, in) or convolution (out, in, *kernel). Draws nothing."""
+    """ZerO's weight (notebook) for a Linear (out, in) or Conv layer (out, in, *kernel); nothing is random."""
     return _at_centre(zero_matrix, shape)
 
 
 def zero_paper(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
-    """ZerO (algorithm 1 as printed) for a Linear or convolution weight. Draws nothing."""
+    """ZerO's weight (algorithm 1 as printed) for a Linear or convolution layer; nothing is random."""
     return _at_centre(zero_paper_matrix, shape)
 
 
 def kaiming(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
-    """He's normal initialization: N(0, 2/fan_in), fan_in = in · kernel size."""
+    """Draw weights by He's normal initialization: N(0, 2/fan_in), where fan_in = in · kernel size."""
     fan_in = math.prod(shape[1:])
     return torch.randn(shape, generator=generator) * math.sqrt(2.0 / fan_in)
 
 
 def default(shape: torch.Size, *, generator: torch.Generator) -> Tensor:
-    """What the network's own constructor drew; it stays, so this is never called."""
+    """Stands for keeping the weights that the network's own constructor drew; it is never called."""
     raise NotImplementedError

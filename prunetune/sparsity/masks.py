@@ -15,7 +15,7 @@ _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that may be pruned, by parameter name: of Linear and Conv layers and attention projections.
+    """List the prunable weights by parameter name: those of Linear, Conv and attention projection layers.
 
     Biases, norms and embeddings stay dense. A weight that two layers share is listed once.
     """
@@ -36,7 +36,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def regularizer(mask: Tensor, lambda1: float, lambda2: float) -> Tensor:
-    """λ1 Σ M(1−M) + λ2 Σ M (paper, section 3.1).
+    """The penalty λ1 Σ M(1−M) + λ2 Σ M of a learnable mask (paper, section 3.1).
 
     >>> regularizer(torch.tensor([0.5, 1.0]), 4.0, 1.0).item()
     2.5
@@ -54,11 +54,11 @@ def mask_gradients(
     *,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients for θ and M from that of the drawn weights θ⊙B, all (n,).
+    """Return the gradients of θ and M, given the gradient g (`grad`) of the drawn weights θ⊙B; all are (n,).
 
-    With B ~ Bernoulli(M) and the straight-through rule ∂B/∂M = 1:
-    ∂L/∂θ = g⊙B and ∂L/∂M = g⊙θ + λ1 (1 − 2M) + λ2, in closed form, without autograd through the mask.
-    They are written to `out` where that is given; its first one may be `grad` itself.
+    With B ~ Bernoulli(M) and the straight-through rule ∂B/∂M = 1 they are ∂L/∂θ = g⊙B and
+    ∂L/∂M = g⊙θ + λ1 (1 − 2M) + λ2, in closed form, without autograd through the mask. They are written to
+    `out` if it is given; its first tensor may be `grad` itself.
     """
     for_theta, for_mask = out if out is not None else (torch.empty_like(theta), torch.empty_like(mask))
     constant = torch.full((), lambda1 + lambda2, dtype=mask.dtype, device=mask.device)
@@ -70,9 +70,9 @@ def mask_gradients(
 def fill_uniform(out: Tensor, *, generator: torch.Generator) -> Tensor:
     """Fill `out` (n,) float32 with uniform multiples of 2⁻²⁴ in [0, 1), as `torch.rand` does.
 
-    On the CPU, where random bits are the dearest part of a mask's step, each number has only its upper 16
-    bits for itself; the lower 8 are drawn once for all. So each is exactly uniform, and two of them are
-    independent but for less than 2⁻¹⁶.
+    On the CPU, where drawing random bits is the most expensive part of a mask's step, each number has 16
+    independent high bits, and all numbers share the 8 low bits. So each number is exactly uniform, and two of
+    them depend on each other by less than 2⁻¹⁶.
     """
     if out.device.type != "cpu":
         return out.uniform_(generator=generator)
@@ -83,11 +83,11 @@ def fill_uniform(out: Tensor, *, generator: torch.Generator) -> Tensor:
 
 
 class LearnableMask:
-    """θ and M for all prunable weights of a model, in flat tensors (n,) over all layers.
+    """A learnable mask M over all prunable weights θ of a model, both as flat tensors (n,) over all layers.
 
-    The model's own weights become views of one flat buffer that holds θ⊙B while training and θ⊙M for
-    evaluation; `theta` and `mask` are what the optimizers step. The order within a step is `draw`, forward
-    and backward, `take_gradients`, the optimizers' steps, `clip`.
+    The model's own weights become views of one flat buffer that holds θ⊙B during training and θ⊙M during
+    evaluation; the optimizers step `theta` and `mask`. A training step calls `draw`, forward and backward,
+    `take_gradients`, the optimizers' steps, and `clip`, in this order.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], *, initial: float) -> None:
@@ -95,8 +95,8 @@ class LearnableMask:
         self.theta = nn.Parameter(flat.clone())
         self.mask = nn.Parameter(torch.full_like(flat, initial))
         self._drawn = torch.ones_like(flat)
-        self._used = flat  # what the model computes with
-        self._grad = torch.zeros_like(flat)  # of what the model computes with, then of θ
+        self._used = flat  # the weights with which the model computes
+        self._grad = torch.zeros_like(flat)  # first the gradient of `_used`, then that of θ
         self._mask_grad = torch.zeros_like(flat)
         offset = 0
         for weight in weights.values():
@@ -107,7 +107,7 @@ class LearnableMask:
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> None:
-        """Put θ⊙B with a fresh B ~ Bernoulli(M) into the model, and clear the gradients."""
+        """Put θ⊙B with a newly drawn B ~ Bernoulli(M) into the model, and clear the gradients."""
         torch.lt(fill_uniform(self._used, generator=generator), self.mask, out=self._drawn)
         torch.mul(self.theta, self._drawn, out=self._used)
         self._grad.zero_()
@@ -127,49 +127,49 @@ class LearnableMask:
 
     @torch.no_grad()
     def clip(self) -> None:
-        """Back into M ∈ [0, 1] after a step."""
+        """Clip M to [0, 1], after a step."""
         self.mask.clamp_(0, 1)
 
     @torch.no_grad()
     def project(self, density: float) -> None:
-        """Onto the nearest M in [0, 1] whose mean is `density`, after a step."""
+        """Project M onto the nearest point of [0, 1]ⁿ with the mean `density`, after a step."""
         count = density * self.mask.numel()
-        # What was drawn, and M's gradient, have been used.
+        # The drawn mask and M's gradient are no longer needed in this step, so their memory is reused.
         shift = shift_to_count(self.mask, count, scratch=(self._drawn, self._mask_grad))
         self.mask.sub_(shift).clamp_(0, 1)
 
     @torch.no_grad()
     def expect(self) -> None:
-        """Put θ⊙M into the model: the network of evaluation, and of the stage's end."""
+        """Put θ⊙M into the model, for evaluation and at the end of the stage."""
         torch.mul(self.theta, self.mask, out=self._used)
 
 
 class FixedMask:
     """Keeps pruned weights at exactly zero.
 
-    `masks` are float copies (0 or 1) on the weights' device; whoever moves a mask writes into them.
+    `masks` are float copies (0 or 1) on the weights' device; methods that move a mask write into them.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
-        # In the model's order, whatever the order of `masks` (a stored one comes back sorted by name):
-        # lots are drawn layer by layer.
+        # Use the model's order of layers, because random numbers are drawn layer by layer; `masks` that come
+        # from the store are sorted by name.
         self.masks = {n: masks[n].to(weight, copy=True) for n, weight in weights.items() if n in masks}
         self.weights = dict(weights)
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Zero the pruned weights; to be called after every optimizer step."""
+        """Set the pruned weights to zero; to be called after every optimizer step."""
         if self.masks:
             torch._foreach_mul_([self.weights[name] for name in self.masks], list(self.masks.values()))
 
 
 def pack(mask: Tensor) -> Tensor:
-    """A boolean mask as bits (⌈n/8⌉,) uint8."""
+    """Pack a boolean mask of n elements into bits (⌈n/8⌉,) uint8."""
     return torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1)))
 
 
 def unpack(bits: Tensor, shape: torch.Size | tuple[int, ...]) -> Tensor:
-    """The boolean mask of `shape` that `pack` packed."""
+    """Restore the boolean mask of this `shape` from the bits that `pack` returned."""
     count = int(np.prod(shape))
     flat = np.unpackbits(bits.numpy(), count=count).astype(bool)
     return torch.from_numpy(flat).view(shape)

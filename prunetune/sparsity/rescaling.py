@@ -1,4 +1,4 @@
-"""Layer-wise rescaled initialization (ToST's LRsI): one learnt scale per weight tensor."""
+"""ToST's layer-wise rescaled initialization (LRsI), which learns one scale per weight tensor."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def rescale(
     min_scale: float,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> dict[str, float]:
-    """Scale each prunable tensor of `model` in place; the scales by name.
+    """Scale each prunable tensor of `model` in place; return the scales by name.
 
-    GradInit (Zhu et al., arXiv 2102.08098) as ToST uses it (Jaiswal et al., arXiv 2205.15322): minimise
-    L(θ − η g/‖g‖)/η subject to ‖g‖ ≤ γ over the scales of θ. Where the constraint is broken, the step reduces
-    ‖g‖ instead. Adam with the scales' gradient clipped to norm 1; no scale below `min_scale`. Pruned
-    weights are zero and stay so. `batches` gives inputs and targets as the network and the `loss` take
-    them, two per iteration.
+    This is GradInit (Zhu et al., arXiv 2102.08098) as ToST uses it (Jaiswal et al., arXiv 2205.15322): it
+    minimises L(θ − η g/‖g‖)/η subject to ‖g‖ ≤ γ over the scales of θ. A step in which ‖g‖ > γ reduces ‖g‖
+    instead. The scales are learnt by Adam, with their gradient clipped to norm 1, and none falls below
+    `min_scale`. Pruned weights are zero and stay zero. `batches` yields inputs and targets in the form that
+    the network and `loss` take, up to two batches per iteration.
     """
     weights = {name: weight.detach() for name, weight in prunable(model).items()}
     alive = {name: (weight != 0).to(weight) for name, weight in weights.items()}
@@ -59,7 +59,7 @@ def rescale(
         if not torch.isfinite(objective):
             break
         (gradient,) = torch.autograd.grad(objective, [scales])
-        if not torch.isfinite(gradient).all():  # a network that is cut through: ‖g‖ = 0 has no derivative
+        if not torch.isfinite(gradient).all():  # where layers are cut off, ‖g‖ = 0 has no derivative
             break
         scales.grad = gradient
         torch.nn.utils.clip_grad_norm_([scales], 1.0)

@@ -1,4 +1,4 @@
-"""Values that change over a stage: factories that return `time -> value`."""
+"""Schedules, which are functions `time -> value` over a stage; each function here makes one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Schedule = Callable[[float], float]
 
 
 def linear_to_zero(start: float, horizon: float) -> Schedule:
-    """α_t = start · (1 − t/T) for t < T, then exactly 0 (paper, label smoothing and soft skips).
+    """Decay linearly: start · (1 − t/T) for t < T, then exactly 0 (paper, label smoothing and soft skips).
 
     >>> [linear_to_zero(0.5, 2)(t) for t in (0, 1, 2, 3)]
     [0.5, 0.25, 0.0, 0.0]
@@ -21,7 +21,7 @@ def linear_to_zero(start: float, horizon: float) -> Schedule:
 
 
 def linear_until(start: float, end: float, horizon: float) -> Callable[[float], float | None]:
-    """β_t = start · (1 − t/T) + end · t/T for t < T, then None: the smoothing is over (paper, PSwish).
+    """Change linearly, start · (1 − t/T) + end · t/T for t < T, then None: smoothing ends (paper, PSwish).
 
     >>> [linear_until(1.0, 20.0, 2)(t) for t in (0, 1, 2)]
     [1.0, 10.5, None]
@@ -30,7 +30,7 @@ def linear_until(start: float, end: float, horizon: float) -> Callable[[float], 
 
 
 def rise(share: float) -> Schedule:
-    """Factor that rises linearly from 0 to 1 over the first `share` of a stage; time is in [0, 1].
+    """Rise linearly from 0 to 1 over the first `share` of a stage, then stay at 1; time is in [0, 1].
 
     >>> [rise(0.5)(t) for t in (0.0, 0.25, 0.5, 1.0)]
     [0.0, 0.5, 1.0, 1.0]
@@ -39,12 +39,12 @@ def rise(share: float) -> Schedule:
 
 
 def constant() -> Schedule:
-    """Factor 1."""
+    """Keep the learning rate constant: the factor is always 1."""
     return lambda t: 1.0
 
 
 def cosine() -> Schedule:
-    """Half a cosine from 1 at time 0 to 0 at time 1 (Loshchilov and Hutter, arXiv 1608.03983).
+    """Fall along half a cosine from 1 at time 0 to 0 at time 1 (Loshchilov and Hutter, arXiv 1608.03983).
 
     >>> [round(cosine()(t), 6) for t in (0.0, 0.5, 1.0)]
     [1.0, 0.5, 0.0]
@@ -66,7 +66,7 @@ def step(
     milestones: Milestones = [0.5, 0.75],  # noqa: B006
     factor: Annotated[float, Field(gt=0, le=1)] = 0.1,
 ) -> Schedule:
-    """`factor` to the number of milestones (times in (0, 1)) passed.
+    """Multiply the learning rate by `factor` at each of the milestones, which are times in (0, 1).
 
     >>> [step(milestones=[0.5, 0.75], factor=0.1)(t) for t in (0.0, 0.5)]
     [1.0, 0.1]
@@ -75,7 +75,7 @@ def step(
 
 
 def with_warmup(schedule: Schedule, share: float) -> Schedule:
-    """A linear rise over the first `share`, then `schedule` squeezed into the rest.
+    """Rise linearly over the first `share` of the stage, then follow `schedule`, compressed into the rest.
 
     >>> [with_warmup(constant(), 0.2)(t) for t in (0.0, 0.1, 0.2, 1.0)]
     [0.0, 0.5, 1.0, 1.0]

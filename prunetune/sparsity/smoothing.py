@@ -1,4 +1,4 @@
-"""A softer network for the first epochs after pruning: PSwish activations and decaying skips (ToST)."""
+"""ToST's smoother network for the first epochs after pruning: PSwish activations and decaying skips."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from prunetune.sparsity.masks import prunable
 
 
 def pswish(t: Tensor, beta: float | Tensor) -> Tensor:
-    """t · σ(βt): β = 0 is t/2, β → ∞ is ReLU (paper, section 3.2).
+    """t · σ(βt): β = 0 gives t/2, and β → ∞ gives ReLU (paper, section 3.2).
 
-    β may be a tensor () that differs between the trials of a batched program; in it ∞ is ReLU exactly.
+    β may be a tensor () that differs between the trials of a batched program; then β = ∞ gives exactly ReLU.
     """
     if isinstance(beta, Tensor):
         hard = torch.isinf(beta)
@@ -25,22 +25,22 @@ def pswish(t: Tensor, beta: float | Tensor) -> Tensor:
 
 
 class PSwish(nn.Module):
-    """`pswish` with a fixed β, in the place of a ReLU."""
+    """The activation `pswish` with a fixed β, as a module that replaces a ReLU."""
 
     def __init__(self, beta: float | Tensor) -> None:
         super().__init__()
         self.beta = beta
 
     def forward(self, t: Tensor) -> Tensor:
-        """Any shape in, the same shape out."""
+        """Apply `pswish` to a tensor of any shape, element by element."""
         return pswish(t, self.beta)
 
 
 def resized(z: Tensor, shape: torch.Size) -> Tensor:
-    """`z` (B, …) in another shape (B, …), by linear interpolation along every dimension that differs.
+    """Resize `z` (B, …) to `shape` (B, …) by linear interpolation along every dimension that differs.
 
-    Channels count as a dimension like height and width. Where the number of dimensions differs, both
-    are taken as flat.
+    Channels are interpolated like height and width. Where the numbers of dimensions differ, both shapes are
+    flattened first.
     """
     if z.shape == shape:
         return z
@@ -53,7 +53,7 @@ def resized(z: Tensor, shape: torch.Size) -> Tensor:
 
 
 def relus(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Every `nn.ReLU` in the model, as (parent, attribute)."""
+    """List every `nn.ReLU` in the model, as (parent module, attribute name)."""
     return [
         (parent, name)
         for parent in model.modules()
@@ -63,9 +63,10 @@ def relus(model: nn.Module) -> list[tuple[nn.Module, str]]:
 
 
 def skip_blocks(model: nn.Module) -> list[nn.Module]:
-    """Blocks that get a skip: what the model's `blocks` holds or returns; else its children with weights.
+    """List the blocks that get a skip connection: those that the model's `blocks` holds or returns.
 
-    Without the last: that layer gives the logits and is no block.
+    A model without `blocks` gets skips around its children with prunable weights, except the last child,
+    which computes the outputs.
     """
     declared = getattr(model, "blocks", None)
     if isinstance(declared, nn.ModuleList):
@@ -77,9 +78,9 @@ def skip_blocks(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def softened(model: nn.Module, *, beta: float | Tensor | None, gamma: float | Tensor) -> Iterator[None]:
-    """Within: PSwish(β) for every ReLU (unless β is None), and g(z) + γ·z around every block.
+    """Within the context, every ReLU is PSwish(β) (unless β is None), and every block g computes g(z) + γ·z.
 
-    On leaving, the model is the original one again: same modules, no hooks.
+    Afterwards the model is the original one again, with the same modules and without hooks.
     """
     swapped = (
         [(parent, name, getattr(parent, name)) for parent, name in relus(model)] if beta is not None else []
