@@ -1,10 +1,10 @@
-"""What the project costs and how fast it is: `python -m benchmarks.NAME`, figures in `benchmarks/results/`.
+"""The benchmarks: run them by `python -m benchmarks.NAME`; their results are in `benchmarks/results/`.
 
-- `sweep_cost`: a search, against plain Ray Tune.
-- `step_time`: a training step, against a plain PyTorch loop and against what the hardware allows.
-- `vectorized`: several trials' epochs as one batched program.
-- `orchestration`: what a sweep adds to a trial's training.
-- `scaling`: more workers.
-- `history`: thousands of past trials.
-- `tables`: the tables of docs/benchmarks.md, from the committed results.
+- `sweep_cost`: the cost of a search, compared with plain Ray Tune.
+- `step_time`: the time of a training step, compared with a plain PyTorch loop and the hardware's limits.
+- `vectorized`: the rate of several trials' epochs as one batched program.
+- `orchestration`: the time that a sweep adds to a trial's training.
+- `scaling`: the rate of trials with more workers.
+- `history`: the cost of thousands of past trials.
+- `tables`: writes the tables of docs/benchmarks.md from the committed results.
 """

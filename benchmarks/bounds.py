@@ -1,4 +1,4 @@
-"""What a training step needs at least: its arithmetic and its optimizer's traffic, at rates measured here."""
+"""Lower bounds of a training step's time, from its arithmetic and its optimizer's memory traffic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks import common
 
 
 def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image's forward pass, as PyTorch counts them (matrix products alone)."""
+    """Count the multiply-accumulates of one image's forward pass as PyTorch does (matrix products only)."""
     model.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.zeros(1, *image))
@@ -20,15 +20,15 @@ def macs(model: nn.Module, image: tuple[int, int, int]) -> int:
 
 
 def step_flops(macs_per_image: int, batch: int) -> int:
-    """6·MACs·batch: two operations per MAC, and a backward pass costs two forward passes."""
+    """Return 6·MACs·batch: a MAC is two operations, and a backward pass costs two forward passes."""
     return 6 * macs_per_image * batch
 
 
 def optimizer_bytes(parameters: int, masked: int, states: int) -> int:
-    """What an optimizer step must move at least, in bytes of fp32.
+    """Return the bytes that an fp32 optimizer step must read and write at least.
 
-    Each parameter and each of its `states` is read and written, its gradient read. `masked` of the
-    parameters have an M as well, which Adam (two states) steps, and a drawn θ⊙B that is written.
+    Each parameter and each of its `states` is read and written, and its gradient is read. `masked` of the
+    parameters also have a mask M, which Adam (two states) steps, and a drawn weight θ⊙B, which is written.
     """
 
     def moved(states: int) -> int:
@@ -38,12 +38,12 @@ def optimizer_bytes(parameters: int, masked: int, states: int) -> int:
 
 
 def bound_seconds(flops: float, moved: float, rates: Mapping[str, float]) -> float:
-    """The least time of a step: the greater of its arithmetic and its optimizer's traffic."""
+    """Return a step's lower bound: the larger one of its arithmetic's and its optimizer traffic's times."""
     return max(flops / rates["matmul_flops_per_second"], moved / rates["copy_bytes_per_second"])
 
 
 def measured_rates(device: str, *, quick: bool) -> dict[str, float]:
-    """The fastest of some large matrix products (fp32 on a CPU, bf16 on a GPU) and of some large copies."""
+    """Measure the best rates of large matrix products (fp32 on a CPU, bf16 on a GPU) and large copies."""
     gpu = device == "cuda"
     size = (8192 if gpu else 1024) // (8 if quick else 1)
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16 if gpu else torch.float32)

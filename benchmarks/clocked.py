@@ -1,4 +1,4 @@
-"""A clock around what a sweep's trials run, in whatever process runs them."""
+"""Measures the times of a sweep's trials, in the processes that run them."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from prunetune.stages.stage import Step
 
 @dataclass(frozen=True)
 class Times:
-    """When a trial ran, in which process; seconds of a clock that all processes of a machine share.
+    """When a trial ran and in which process, in seconds of a clock that all processes of a machine share.
 
-    `inside` is the time spent in the trial's own work; the rest of `ended - begun` it waited to go on.
+    `inside` is the time of the trial's own work; for the rest of `ended - begun` it waited to be resumed.
     """
 
     process: int
@@ -33,13 +33,13 @@ class Times:
 
 @dataclass(frozen=True)
 class Clocked:
-    """Runs trials, and leaves each one's `Times` in a folder."""
+    """Wraps the pipeline of trials, and writes the `Times` of each trial into a folder."""
 
     steps: Steps
     folder: str
 
     def __call__(self, config: Config, **arguments: Any) -> Generator[Step, None, PipelineResult]:
-        """As `steps`."""
+        """Yield what the wrapped pipeline yields, and write the trial's times when it ends."""
         begun = since = time.monotonic()
         inside = 0.0
         trial = self.steps(config, **arguments)
@@ -51,7 +51,7 @@ class Clocked:
                     result: PipelineResult = end.value
                     inside += time.monotonic() - since
                     return result
-                if isinstance(step, EpochWork):  # which the worker may run: the trial's own work
+                if isinstance(step, EpochWork):  # the worker may run it, which is the trial's own work
                     yield step
                     continue
                 inside += time.monotonic() - since
@@ -64,14 +64,17 @@ class Clocked:
 
 
 def read(folder: Path) -> list[Times]:
-    """What was left, in the order in which the trials ended."""
+    """Read the times of all trials, in the order in which the trials ended."""
     found = [Times(**json.loads(path.read_text())) for path in folder.glob("*.json")]
     return sorted(found, key=lambda times: times.ended)
 
 
 @dataclass(frozen=True)
 class Beyond:
-    """Seconds of a trial's slot beyond its work: `between` it and the one before, `within` it."""
+    """The overhead of a trial in seconds: `between` the previous trial and it, and `within` it.
+
+    `inside` is the time of the trial's own work.
+    """
 
     between: float
     within: float
@@ -79,12 +82,12 @@ class Beyond:
 
     @property
     def total(self) -> float:
-        """Of both."""
+        """The sum of `between` and `within`."""
         return self.between + self.within
 
 
 def beyond(trials: list[Times]) -> list[Beyond]:
-    """For every trial but the first of each process, what came with it since the one before it ended."""
+    """Return the overhead of every trial but the first of each process, since the previous trial ended."""
     by_process: dict[int, list[Times]] = defaultdict(list)
     for times in trials:
         by_process[times.process].append(times)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the machine, versions, timing, results on disk, Markdown."""
+"""Functions that the benchmarks share: the machine, versions, timing, files of results, Markdown."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "ray", "optuna", "mlflow")
 
 
 def hardware() -> dict[str, Any]:
-    """The machine: `load` is its load average before the benchmark, so a busy one shows."""
+    """Describe the machine; `load` is its load average before the benchmark, which reveals a busy machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": _cpu_model(),
@@ -35,7 +35,7 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what is installed of the packages that matter."""
+    """Return the versions of Python and of those packages that affect the results, by name."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 
 
 def parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """The arguments that every benchmark takes."""
+    """Make a parser with the arguments that every benchmark takes."""
     made = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{name}",
         description=description,
@@ -71,7 +71,7 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each task, `repeats` times, taking turns: what slows the machine down slows all of them.
+    """Measure the seconds of each task `repeats` times, in turns, so that a slow phase slows all tasks alike.
 
     A task that works on a GPU must wait for it. The first `warmup` rounds are not counted.
     """
@@ -86,12 +86,12 @@ def interleaved(
 
 
 def median(values: Sequence[float]) -> float:
-    """The median; of no values NaN."""
+    """Return the median; NaN if there are no values."""
     return statistics.median(values) if values else float("nan")
 
 
 def result(name: str, device: str, machine: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """What is written: the figures, with where and when they come from."""
+    """Return the document that is written: the figures `body`, the machine, the versions and the date."""
     return {
         "benchmark": name,
         "device": device,
@@ -103,7 +103,7 @@ def result(name: str, device: str, machine: dict[str, Any], body: dict[str, Any]
 
 
 def write(document: dict[str, Any], arguments: argparse.Namespace) -> Path | None:
-    """Write a result as `NAME-<cpu|gpu>.json`; its path, or None for a quick run without `--output`."""
+    """Write a result as `NAME-<cpu|gpu>.json`; return its path, None for a quick run without `--output`."""
     if arguments.quick and arguments.output is None:
         return None
     folder: Path = arguments.output or RESULTS
@@ -114,14 +114,14 @@ def write(document: dict[str, Any], arguments: argparse.Namespace) -> Path | Non
 
 
 def show(text: str, written: Path | None) -> None:
-    """Print a benchmark's tables, and where its result went."""
+    """Print a benchmark's tables, and the path of its result."""
     print(text, flush=True)
     if written is not None:
         print(f"written: {written}; `python -m benchmarks.tables` puts it into the docs", flush=True)
 
 
 def where(document: Mapping[str, Any]) -> str:
-    """One line on the machine, the versions and the date of a result."""
+    """Return one line with the machine, the versions and the date of a result."""
     machine, packages = document["hardware"], document["versions"]
     gpu = f"{machine['gpu']}, " if document["device"] == "gpu" else ""
     listed = ", ".join(f"{name} {version}" for name, version in packages.items())
@@ -130,13 +130,13 @@ def where(document: Mapping[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Format a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """A number with so many significant digits, without an exponent.
+    """Format a number with this many significant digits, without an exponent.
 
     >>> significant(0.012345), significant(1234.5), significant(12.0)
     ('0.0123', '1,234', '12.0')
@@ -148,7 +148,7 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def judged(name: str, value: float, *, at_most: float | None = None, at_least: float | None = None) -> str:
-    """A goal beside its figure.
+    """Format a goal with the measured value, and whether it is met.
 
     >>> judged("masked / dense", 1.7, at_most=1.6)
     'masked / dense ≤ 1.6: 1.70, missed'

@@ -1,17 +1,17 @@
-"""What a long sweep's past costs: resuming, proposing and reporting after 10,000 finished trials.
+"""The cost of a long sweep's past: resuming, proposing and reporting after 10,000 finished trials.
 
-Claim: a sweep's own bookkeeping stays in seconds at a size that takes weeks of training. Goals: to resume
-takes at most 60 s, one more proposal at most 1 s, the report at most 60 s, and MLflow's thread finds 1,000
-runs in order within 6 s.
+Claim: the sweep's own bookkeeping takes seconds, at a size that takes weeks of training. Goals: resuming
+takes at most 60 s, one more proposal at most 1 s, the report at most 60 s, and MLflow's thread checks 1,000
+complete runs within 6 s.
 
-2,000 trials at each of 5 densities in the space of `sweeps/cifar.yaml` (TPE, multivariate, grouped): a
-quarter pre-trained a network, the others branched from one; each has the curve of 40 + 40 epochs, cut where
-ASHA would have stopped it. The records are made up and written through the ledger; all that is timed is the
-code that a sweep runs. One process, a local disk.
+Setting: 2,000 trials at each of 5 densities in the space of `sweeps/cifar.yaml` (TPE, multivariate, grouped).
+A quarter of them pre-trained a network, the others branched from one. Each has a curve of 40 + 40 epochs, cut
+where ASHA would have stopped it. The records are made up and written through the ledger; only code that a
+sweep runs is timed. One process, a local disk.
 
-How to read it: each line is one measurement; the proposals' is the median of several at every density, after
-which each is published and told as a sweep does it. MLflow is given the first 1,000 trials only: it takes a
-tenth of a second to write each. `--trials N` for another number per density.
+How to read it: each line is one measurement. For proposals it is the median of several at each density, each
+of which is then recorded and told to the study as in a sweep. MLflow gets only the first 1,000 trials,
+because it needs a tenth of a second to write each. `--trials N` sets another number of trials per density.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from prunetune.store import Store
 
 _SWEEP = Path(__file__).parents[1] / "sweeps" / "cifar.yaml"
 _RUNGS = (4, 12, 36)
-"""Post-pruning epochs after which ASHA keeps a third."""
+"""The post-pruning epochs after which ASHA keeps a third of the trials."""
 
 TITLES = {
     "open": "open the ledger",
@@ -63,14 +63,17 @@ TITLES = {
 _GOALS = {"resume": 60.0, "propose": 1.0, "report": 60.0, "reconcile": 6.0}
 
 _RUNS = 1000
-"""What MLflow is given."""
+"""The number of trials that are written to MLflow."""
 
 
-# --- a past that never was
+# --- the made-up past
 
 
 def make(folder: Path, trials: int, proposals: int) -> tuple[Config, Problem, Ledger]:
-    """A sweep in a folder with so many trials per density behind it, so many before it; its empty ledger."""
+    """Make a sweep in a folder, with room for `trials` past and `proposals` new trials per density.
+
+    Returns (its configuration, its problem, its empty ledger).
+    """
     overrides = [f"storage={folder}", f"search.trials_per_density={trials + proposals}"]
     template, config = sweep_from_document(document.override(document.read(str(_SWEEP)), overrides))
     problem = Problem.of(template, data_digest=lambda data: "made up")
@@ -78,7 +81,7 @@ def make(folder: Path, trials: int, proposals: int) -> tuple[Config, Problem, Le
 
 
 def write_past(problem: Problem, ledger: Ledger, stages: Store, densities: list[float], trials: int) -> None:
-    """Finished trials at every density, in the ledger; the networks that they branch from, in `stages`."""
+    """Write finished trials at every density to the ledger, and the networks they branch from to `stages`."""
     from prunetune.search.branching import determining
 
     draw = random.Random(0)
@@ -100,7 +103,7 @@ def write_past(problem: Problem, ledger: Ledger, stages: Store, densities: list[
 
 
 def drawn(problem: Problem, draw: random.Random, fixed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A point of the space, with these values where they apply."""
+    """Draw a point of the space; parameters in `fixed` keep their values if they apply."""
     params: dict[str, Any] = {}
 
     def suggest(name: str, distribution: space.Distribution) -> Any:
@@ -127,13 +130,13 @@ def _value(distribution: space.Distribution, draw: random.Random) -> Any:
 
 
 def accuracy(params: Mapping[str, Any], density: float) -> float:
-    """Something to search for: a best learning rate at every density."""
+    """A made-up accuracy, which has an optimal learning rate at every density."""
     rate = params["post_pruning.optimizer.lr"]
     return 0.9 + 0.05 * math.log10(density) - 0.05 * abs(math.log10(rate) + 1 + 0.2 * math.log10(density))
 
 
 def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
-    """Give a record its curve, as far as early stopping would have let it come, and what follows from it."""
+    """Give a record a curve, cut where early stopping would have ended it, and the results that follow."""
     epochs = 40
     last = next((rung for rung in _RUNGS if draw.random() > 1 / 3), epochs)
     masked = record.tree["pre_pruning"]["mask"] is not None
@@ -173,8 +176,8 @@ def finish(record: TrialRecord, value: float, draw: random.Random) -> None:
 
 
 def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
-    """Seconds of everything in `TITLES`, after so many trials at every density."""
-    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, which it tells how to start
+    """Measure the seconds of everything in `TITLES`, after `trials` trials at every density."""
+    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, whose environment it sets
     from prunetune.search.early_stopping import EarlyStopping
     from prunetune.search.queue import SweepSearch
 
@@ -205,7 +208,7 @@ def measure(trials: int, proposals: int, folder: Path) -> dict[str, Any]:
 
 
 def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[str, float]:
-    """Medians of what happens once per trial, and of drawing the live view."""
+    """Measure the medians of the work that is done once per trial, and of drawing the live view."""
     from rich.console import Console
 
     from prunetune.records.retention import References, Retention
@@ -239,7 +242,7 @@ def _live(search: Any, ledger: Ledger, config: Config, proposals: int) -> dict[s
 
 
 def _track(config: Config, records: list[TrialRecord]) -> None:
-    """What a sweep that is run again has MLflow's thread do before anything new."""
+    """Run the work that MLflow's thread does at the start of a resumed sweep."""
     from prunetune.trackers.mlflow import experiments
     from prunetune.trackers.mlflow import tracker as tracking
 
@@ -250,7 +253,7 @@ def _track(config: Config, records: list[TrialRecord]) -> None:
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     body = document["results"]
     seconds = body["seconds"]
     total = body["densities"] * body["trials"]
@@ -277,7 +280,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     parser = common.parser("history", __doc__)
     parser.add_argument("--trials", type=int, default=2000, metavar="N", help="per density")
     arguments = parser.parse_args()

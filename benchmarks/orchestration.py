@@ -1,17 +1,17 @@
-"""Seconds per trial that a sweep takes beyond the trials' own work.
+"""The seconds per trial that a sweep takes in addition to the trials' own work.
 
 Claim: proposing, starting, reporting, recording and tracking a trial costs a fraction of a second, so a sweep
-of trials of a minute runs at the speed of its training. Goal: at most 0.3 s (median) on two CPU cores.
+whose trials take a minute runs at the speed of its training. Goal: at most 0.3 s (median) on two CPU cores.
 
-100 trials of the smallest useful kind (digits, an MLP with one hidden layer of 16, 1 + 1 epochs, density 0.1,
-random search), by `python -m prunetune.sweep` with everything that belongs to it: Ray Tune, the ledger,
-Optuna, MLflow in SQLite. Two trials run at once, and the driver shares their two cores.
+Setting: 100 trials of the smallest useful kind (digits, an MLP with one hidden layer of 16, 1 + 1 epochs,
+density 0.1, random search) by `python -m prunetune.sweep`, including Ray Tune, the ledger, Optuna, and MLflow
+in SQLite. Two trials run at once, and the driver shares their two cores.
 
-How to read it: a worker process runs one trial after the other. Of the time from one trial's end to the
-next one's, `work` is what the pipeline takes (data, training, the store); the rest is overhead: `between` the
-trials (recording the old one, proposing and starting the new one) and `within` a trial (where it waits after
-a report). Each process's first trial is left out, as it has none before it; what starting Ray and ending the
-sweep take is told apart. `--profile` prints where the driver's time goes instead.
+How to read it: a worker process runs one trial after the other. Of the time from one trial's end to the next
+one's end, `work` is the pipeline's time (data, training, the store). The rest is overhead, either `between`
+the trials (recording the old one, proposing and starting the new one) or `within` a trial (waiting after a
+report). Each process's first trial is left out, because there is no trial before it; the times to start Ray
+and to end the sweep are reported separately. `--profile` prints a profile of the driver instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _GOAL = 0.3
 
 
 def run_sweep(folder: Path, trials: int, profile: cProfile.Profile | None = None) -> dict[str, Any]:
-    """Run the sweep in a folder; seconds by trial and as a whole."""
+    """Run the sweep in a folder; return its overheads and work per trial, and the times to start and end."""
     (folder / "times").mkdir()
     (folder / "sweep.yaml").write_text(SWEEP)
     arguments = [str(folder / "sweep.yaml"), f"storage={folder}", f"search.trials_per_density={trials}"]
@@ -72,7 +72,7 @@ def run_sweep(folder: Path, trials: int, profile: cProfile.Profile | None = None
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     body = document["results"]
     total = [between + within for between, within in zip(body["between"], body["within"], strict=True)]
     rows = [
@@ -101,12 +101,12 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     parser = common.parser("orchestration", __doc__)
     parser.add_argument("--profile", action="store_true", help="print where the driver's main thread spends")
     arguments = parser.parse_args()
     machine = common.hardware()
-    if hasattr(os, "sched_setaffinity"):  # two cores, as the goal says, wherever it runs
+    if hasattr(os, "sched_setaffinity"):  # use two cores on every machine, as the goal says
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
     profile = cProfile.Profile() if arguments.profile else None
     with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:

@@ -1,4 +1,4 @@
-"""The training loop that one writes first, and made-up images in the formats that it and the project read."""
+"""A plain PyTorch training loop, for comparison, and random images in formats that both programs read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain_epochs(
     batch_size: int,
     device: str,
 ) -> Iterator[None]:
-    """Epochs of a DataLoader with worker processes, the model and the optimizer in fp32, one per item."""
+    """Train in fp32 with a DataLoader with worker processes; each item of the iterator is one epoch."""
     gpu = device == "cuda"
     loader = torch.utils.data.DataLoader(
         source,
@@ -45,7 +45,10 @@ def plain_epochs(
 
 
 def plain_source(name: str, root: str, images: Tensor, labels: Tensor) -> torch.utils.data.Dataset[Any]:
-    """torchvision's MNIST, or what its CIFAR10 does (which checks its files), with the usual transforms."""
+    """Return torchvision's MNIST, or `Images` in place of its CIFAR10, with the usual transforms.
+
+    torchvision's CIFAR10 checks the checksums of its files, so random images cannot replace them.
+    """
     from torchvision import datasets, transforms
 
     normalize = [transforms.ToTensor(), transforms.Normalize((0.5,), (0.25,))]
@@ -57,10 +60,10 @@ def plain_source(name: str, root: str, images: Tensor, labels: Tensor) -> torch.
 
 
 class Images(torch.utils.data.Dataset[Any]):
-    """As torchvision's CIFAR10: one array in memory, a PIL image per item, then the transform."""
+    """A data set like torchvision's CIFAR10: an array in memory, whose items are transformed PIL images."""
 
     def __init__(self, images: Tensor, labels: Tensor, transform: Callable[[Any], Any]) -> None:
-        """Images (N, C, H, W) uint8 and labels (N,)."""
+        """`images` are (N, C, H, W) uint8, `labels` (N,)."""
         self._images = images.permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = labels.tolist()
         self._transform = transform
@@ -75,11 +78,12 @@ class Images(torch.utils.data.Dataset[Any]):
 
 
 def write_images(name: str, root: Path, shape: tuple[int, int, int], count: int) -> tuple[Tensor, Tensor]:
-    """Training images (N, C, H, W) uint8 and labels (N,), also written below `root`.
+    """Make training images (N, C, H, W) uint8 and labels (N,), and write them below `root`.
 
-    Each class is a random pattern in noise, one label in ten is wrong: something to learn, so that masks do
-    not close altogether, and not all too easily, so that gradients do not vanish. The format is the one of
-    `data.name`: MNIST's own, or parquet. The first ten are the test images, too.
+    Each class is a random pattern with noise, so that there is something to learn and masks do not close
+    completely; one label in ten is random, so that it is not learnt too easily and gradients do not vanish.
+    The format is that of the data source `name`: MNIST's files, or parquet. The first ten images are also the
+    test images.
     """
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(0, 10, (count,), generator=generator)
@@ -94,7 +98,7 @@ def write_images(name: str, root: Path, shape: tuple[int, int, int], count: int)
 
 
 def _write_mnist(root: Path, train: bool, images: Tensor, labels: Tensor) -> None:
-    """MNIST's files (IDX), where torchvision looks for them."""
+    """Write MNIST's files (IDX) to the folder where torchvision looks for them."""
     folder = root / "MNIST" / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     part = "train" if train else "t10k"
@@ -104,7 +108,7 @@ def _write_mnist(root: Path, train: bool, images: Tensor, labels: Tensor) -> Non
 
 
 def _write_parquet(root: Path, train: bool, images: Tensor, labels: Tensor) -> None:
-    """Hugging Face's image layout."""
+    """Write a parquet file in Hugging Face's image layout."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from PIL import Image

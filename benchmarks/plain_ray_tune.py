@@ -1,8 +1,8 @@
-"""The same search as plain Ray Tune does it: what `sweep_cost` compares with.
+"""The search of `sweep_cost` with plain Ray Tune, as the baseline.
 
-Per density one experiment, with Ray's OptunaSearch (TPE), FIFO, a process per trial, and every stage computed
-in every trial. The training code is the project's own, so what differs is the sweep, that stages which have
-collapsed run to their end, and that pruned layers compute as the whole ones they are.
+It runs one experiment per density, with Ray's OptunaSearch (TPE), FIFO, a process per trial, and every stage
+computed in every trial. The training code is the project's own. So the differences are the sweep itself, that
+collapsed stages run to their end, and that pruned layers are not compacted.
 
     python -m benchmarks.plain_ray_tune CONFIG RESULT.json [dotted.key=value …]
 """
@@ -38,11 +38,11 @@ from prunetune.store import Store
 
 
 def trial(params: dict[str, Any], template: dict[str, Any], density: float, threads: int) -> None:
-    """One trial, as a user would write it: train, prune, train, report every epoch."""
+    """Run one trial as a user would write it: train, prune, train, and report every epoch."""
     prepare_process(threads)
     tree = space.at(template, params, is_active)
     config = validate({**tree, "densities": [density], "compact_layers": False}, Document("trial", {}))
-    # Nothing ends a stage that has collapsed; what comes after it is skipped all the same.
+    # Collapsed stages run to their end here; the stages after them are skipped, as in the project's sweep.
     to_the_end = mock.patch.object(pre_pruning, "is_hopeless", return_value=False)
     with tempfile.TemporaryDirectory() as folder, to_the_end:
         result = run_pipeline(
@@ -62,12 +62,12 @@ def trial(params: dict[str, Any], template: dict[str, Any], density: float, thre
 
 
 def propose(asked: optuna.Trial, template: dict[str, Any]) -> None:
-    """The search space, define-by-run."""
+    """Define the search space for Optuna, by run."""
     space.resolve(template, lambda name, found: suggest_value(asked, name, found), is_active)
 
 
 def main(arguments: list[str]) -> None:
-    """Search every density; writes the best of each."""
+    """Search every density, and write the best networks' accuracies to a file."""
     path, output, *overrides = arguments
     template, config = sweep_from_document(document.override(document.read(path), overrides))
     template = {**template, "data": {**template["data"], "root": str(Path(config.data.root).absolute())}}

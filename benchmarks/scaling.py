@@ -1,16 +1,16 @@
-"""Trials per hour with more and more workers, whose trials only wait.
+"""The number of trials per hour with more and more workers, measured with trials that only sleep.
 
-Claim: search, ledger and tracking do not become what a sweep waits for, so 4 workers finish four times as
-many trials as one. Goal: at least 0.8 of that.
+Claim: search, ledger and tracking are not the bottleneck of a sweep, so 4 workers finish four times as many
+trials as one. Goal: at least 0.8 of that.
 
-Each trial sleeps through 10 + 10 epochs of 50 ms (a real one takes minutes: here the driver has a hundred
-times as much to do). All else is a real sweep: Ray Tune on a Ray that was started with so many CPUs, TPE over
-the digits' search space at two densities, the ledger, MLflow in SQLite. 40 trials per worker.
+Setting: each trial sleeps for 10 + 10 epochs of 50 ms; a real trial takes minutes, so the driver has a
+hundred times as much to do here. Everything else is a real sweep: Ray Tune with one CPU per worker, TPE over
+the digits' search space at two densities, the ledger, and MLflow in SQLite. 40 trials per worker.
 
 How to read it: `busy` is the share of the workers' time, from the first trial's start to the last one's end,
-that trials were sleeping; the rest they waited after each report, which counts for little where epochs take
-longer. What starting Ray takes is left out, what starting the other workers takes is not. `ending` is the
-time from the last trial's end to the sweep's: its report, and what MLflow's thread was behind.
+in which trials were sleeping. The rest is waiting after reports, which matters less where epochs take longer.
+The time to start Ray is excluded, the time to start further workers is included. `ending` is the time from
+the last trial's end to the sweep's end, for its report and for the entries that MLflow's thread had to write.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from prunetune.tasks import ACCURACY
 
 EPOCHS = 10
 SECONDS = 0.05
-"""An epoch's."""
+"""The seconds of an epoch."""
 
 _GOAL = 0.8
 _SWEEP = Path(__file__).parents[1] / "sweeps" / "digits.yaml"
@@ -47,7 +47,7 @@ _SWEEP = Path(__file__).parents[1] / "sweeps" / "digits.yaml"
 def waiting(
     config: Config, *, store: Store, device: str, owner: str
 ) -> Generator[Epoch, None, PipelineResult]:
-    """A trial that only waits, and says that it went somehow."""
+    """A replacement of the pipeline that only sleeps, and reports a made-up accuracy."""
     stages = plan(config, datasets.load(config.data, device).digest)
     accuracy = 0.5 + 0.4 * int(stages.final.key[:8], 16) / 2**32
     for number in range(2 * EPOCHS):
@@ -82,8 +82,8 @@ def waiting(
 
 
 def run_sweep(workers: int, trials: int, folder: Path) -> dict[str, Any]:
-    """A sweep on a Ray with so many CPUs."""
-    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, which it tells how to start
+    """Run a sweep with this many workers, on a Ray with as many CPUs; return its times."""
+    importlib.import_module("prunetune.execution.ray_tune")  # before Ray, whose environment it sets
     import ray
 
     ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -119,18 +119,18 @@ def run_sweep(workers: int, trials: int, folder: Path) -> dict[str, Any]:
 
 
 def busy(run: Mapping[str, Any]) -> float:
-    """The share of the workers' time that trials took."""
+    """Return the share of the workers' time in which trials ran."""
     return float(run["inside"] / (run["workers"] * run["seconds"]))
 
 
 def efficiency(one: Mapping[str, Any], many: Mapping[str, Any]) -> float:
-    """The rate of trials of a run with many workers, over that many times the rate with one."""
+    """Return the rate of trials per worker in a run with many workers, relative to the run with one."""
     rates = [run["trials"] / run["seconds"] / run["workers"] for run in (one, many)]
     return float(rates[1] / rates[0])
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     runs = document["results"]["runs"]
     rows = [
         [
@@ -160,7 +160,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     arguments = common.parser("scaling", __doc__).parse_args()
     torch.set_num_threads(1)
     machine = common.hardware()

@@ -1,23 +1,25 @@
-"""Seconds per training step: dense, with a learnable mask, and after pruning.
+"""The seconds of a training step: dense, with a learnable mask, and after pruning.
 
-Claim: a step through this project's stages costs a small multiple of what the hardware must do for it, and
-less than the loop that one writes first: a torchvision data set, its transforms on PIL images, a DataLoader
-with worker processes, the same network and optimizer of `torch.optim`, in fp32.
+Claim: a step of this project takes a small multiple of the time that the hardware needs for it, and less than
+a plain loop: a torchvision data set with its transforms on PIL images, a DataLoader with worker processes,
+the same network, and an optimizer of `torch.optim`, in fp32.
 
-On the CPU one thread (the loop's two worker processes come on top of it), on a GPU machine the GPU (the loop
-with 8 worker processes). Two networks, batches of 128: the paper's MLP on MNIST's 28×28 images, VGG-16 on
-CIFAR-10's (on the CPU a quarter as wide) with crops and flips. The images are made up: patterns in noise.
-On a GPU each kind of the project's is measured twice: as it is, and with `cuda_graphs: true`.
+Setting: on a CPU, one thread (the plain loop has two worker processes in addition); on a GPU machine, the GPU
+(the plain loop has 8 worker processes). Two networks with batches of 128: the paper's MLP on 28×28 images
+like MNIST's, and VGG-16 (on the CPU a quarter as wide) on images like CIFAR-10's with crops and flips. The
+images are made up of patterns with noise. On a GPU each of the project's steps is measured twice, without and
+with `cuda_graphs: true`.
 
 Goals: on the CPU a masked step of the MLP takes at most 1.6 dense ones. On an H200-class GPU a masked step
 of VGG-16 takes at most 1.3 dense ones, the dense one is at least 15 times as fast as the plain loop and
 reaches at least 40 % of the rate measured for large bf16 matrix products.
 
-How to read it: whole epochs, without evaluation, divided by their steps; the medians over repeats in which
-all kinds take turns, with the fastest and the slowest. `bound` is the share of a step's time that the
-hardware needs at least: the greater of 6·MACs·batch floating-point operations at the rate of a large matrix
-product, and one pass of the optimizer over weights, gradients and its state at the rate of a large copy. (The
-MLP's weights stay in a CPU's caches and a GPU's L2; the second is then no strict bound.)
+How to read it: the times are those of whole epochs, without evaluation, divided by the number of steps: the
+median over repeats in which all kinds take turns, the fastest and the slowest. `bound` is the share of a
+step's time that the hardware needs at least: the larger one of the times for 6·MACs·batch floating-point
+operations at the rate of a large matrix product, and for one pass of the optimizer over weights, gradients
+and its state at the rate of a large copy. (The MLP's weights stay in a CPU's caches and a GPU's L2, so for it
+the latter is not a strict bound.)
 """
 
 from __future__ import annotations
@@ -52,10 +54,10 @@ STEPS = {
     "post_pruning": "after pruning",
     "plain": "the plain loop",
 }
-"""The kinds of step, and what the table calls them."""
+"""The kinds of step, with their names in the table."""
 
 GRAPH = "+graph"
-"""Ends the name of a kind whose steps are CUDA graphs; on a GPU each but the plain loop has one."""
+"""The suffix of a kind whose steps are CUDA graphs; on a GPU each kind but the plain loop has such a one."""
 
 _PENALTY = {"lambda1": 1e-6, "lambda2": 1e-4, "lambda2_warmup": 0.5}
 _MASKS: dict[str, Any] = {"dense": None, "mask": _PENALTY, "target": {"method": "target", "lambda1": 1e-6}}
@@ -63,7 +65,7 @@ _MASKS: dict[str, Any] = {"dense": None, "mask": _PENALTY, "target": {"method": 
 
 @dataclass(frozen=True)
 class Workload:
-    """A network, its data and optimizer; `steps` per epoch, and how many epochs of each kind are timed."""
+    """A network, its data and optimizer, with `steps` per epoch; `repeats` epochs of each kind are timed."""
 
     title: str
     model: dict[str, Any]
@@ -75,7 +77,7 @@ class Workload:
 
 
 def workloads(device: str, *, quick: bool) -> dict[str, Workload]:
-    """What is measured on a device."""
+    """Return the workloads that are measured on a device."""
     gpu = device == "cuda"
     width = 1.0 if gpu else 0.25
     found = {
@@ -107,7 +109,7 @@ def workloads(device: str, *, quick: bool) -> dict[str, Workload]:
 
 
 def tree(workload: Workload, kind: str, root: str, epochs: int) -> dict[str, Any]:
-    """The configuration that trains steps of a kind, as a file would say it. One image is validated."""
+    """Return the configuration tree that trains steps of a kind; its validation split is one image."""
     optimizer = workload.optimizer
     pre = {
         "epochs": epochs,
@@ -127,13 +129,13 @@ def tree(workload: Workload, kind: str, root: str, epochs: int) -> dict[str, Any
 
 
 def epochs(config: Config, folder: str, device: str) -> Iterator[None]:
-    """The project's epochs, one per item: the only place that knows how they are driven."""
+    """Train with the project's pipeline; each item of the iterator is one epoch."""
     for _ in pipeline.run(config, store=Store(folder), device=device, checkpoint_interval=math.inf):
         yield
 
 
 def kinds(device: str) -> list[str]:
-    """The kinds of step that are measured on a device."""
+    """Return the kinds of step that are measured on a device."""
     return [*STEPS, *(kind + GRAPH for kind in STEPS if kind != "plain" and device == "cuda")]
 
 
@@ -153,13 +155,13 @@ def _optimizer(workload: Workload, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def measure(workload: Workload, device: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Seconds per step of each kind, in turns, and what a step needs."""
+    """Measure the seconds per step of each kind, in turns, and count the operations and bytes of a step."""
     root = str(folder / "data")
-    # All images but the one for validation make whole batches.
+    # All images but one, which is for validation, make whole batches.
     count = workload.steps * BATCH + 1
     images, labels = write_images(workload.data["name"], Path(root), workload.image, count)
     warmup = 2
-    total = warmup + workload.repeats + 1  # no stage ends: its end also stores and tests the network
+    total = warmup + workload.repeats + 1  # one more, so that no stage ends: that would store and test it
     running: dict[str, Iterator[None]] = {}
     for kind in kinds(device):
         if kind == "plain":
@@ -206,7 +208,7 @@ def measure(workload: Workload, device: str, overrides: list[str], folder: Path)
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     body = document["results"]
     gpu = document["device"] == "gpu"
     rates = body["rates"]
@@ -258,7 +260,7 @@ def _goals(name: str, gpu: bool, medians: Mapping[str, float], matrix_seconds: f
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     parser = common.parser("step_time", __doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: a GPU if there is one")
     parser.add_argument("--only", metavar="WORKLOAD", help="mlp or vgg16")
@@ -274,7 +276,7 @@ def main() -> None:
         if arguments.only in (None, name):
             with tempfile.TemporaryDirectory(prefix="prunetune-") as folder:
                 body["workloads"][name] = measure(workload, device, arguments.overrides, Path(folder))
-    after = measured_rates(device, quick=arguments.quick)  # what the machine can do, were it busy before
+    after = measured_rates(device, quick=arguments.quick)  # again, in case the machine was busy before
     body["rates"] = {name: max(before[name], after[name]) for name in before}
     document = common.result("step_time", "gpu" if device == "cuda" else "cpu", machine, body)
     common.show(render(document), common.write(document, arguments))

@@ -1,22 +1,22 @@
-"""What the same search costs, as plain Ray Tune runs it and with each of the savings in turn.
+"""The cost of the same search with plain Ray Tune, and with each of the project's savings added in turn.
 
 Claim: on MNIST/MLP, five densities × 32 trials on two cores, the sweep takes at most a sixth of plain Ray
 Tune's wall time, and finds networks that are as good within the noise of seeds. (On a GPU with vectorized
 trials the goal is 20 × the trials per hour.)
 
-Every way searches the same space with the same number of trials per density from the same seed, in a process
-of its own that is timed from start to end:
+Each way searches the same space with the same number of trials per density from the same seed, in a process
+of its own, which is timed from start to end:
 
-plain       OptunaSearch per density, FIFO, a process per trial, every stage in every trial
-workers     the project's sweep without early stopping or planned reuse: what workers that stay save
-reuse       trials branch from pre-pruned networks that are there
-stopping    and bad ones are stopped after pruning
-compact     and pruned layers compute with the inputs and outputs that are left: the default
-vectorized  with 8 trials per worker, as batched programs (only with --vectorized)
-graphs      and their steps as CUDA graphs (only with --ways; for a GPU)
+plain       plain Ray Tune: OptunaSearch per density, FIFO, a process per trial, every stage in every trial
+workers     the project's sweep without early stopping or planned reuse; its workers run many trials each
+reuse       as workers, and trials branch from stored pre-pruned networks
+stopping    as reuse, and bad trials are stopped early after pruning
+compact     as stopping, and pruned layers compute without their empty inputs and outputs: the default
+vectorized  as compact, with 8 trials per worker as batched programs (only with --vectorized)
+graphs      as vectorized, with steps as CUDA graphs (only with --ways; for a GPU)
 
-How to read it: `epochs` counts the training epochs that were computed; a branch counts only its own. The best
-is chosen by validation accuracy; test accuracy is that network's.
+How to read it: `epochs` counts the epochs that were trained; a branch counts only its own. The best network
+is chosen by validation accuracy, and the test accuracy is that of the same network.
 
     python -m benchmarks.sweep_cost data.root=data
 """
@@ -66,7 +66,7 @@ _QUICK = [
 
 
 def run_way(name: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """Run the search in one way; seconds, epochs and the best by density."""
+    """Run the search in one way; return its seconds, its epochs and the best networks by density."""
     own = WAYS[name]
     output = folder / f"{name}.json"
     if own is None:
@@ -103,7 +103,7 @@ def _of_sweep(folder: Path) -> dict[str, Any]:
 
 
 def setting(overrides: list[str]) -> str:
-    """What was searched, in a sentence."""
+    """Describe the search in a sentence."""
     template, config = sweep_from_document(document.override(document.read(CONFIG), overrides))
     budget = most_epochs(template)
     epochs = f"{budget.pre_pruning} + {budget.post_pruning}"
@@ -114,7 +114,7 @@ def setting(overrides: list[str]) -> str:
 
 
 def render(found: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     ways = found["results"]["ways"]
     plain = ways.get("plain")  # --ways may leave it out
     densities = list(dict.fromkeys(d for way in ways.values() for d in way["best"]))
@@ -154,7 +154,7 @@ def render(found: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     parser = common.parser("sweep_cost", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value")
     parser.add_argument("--vectorized", action="store_true", help="also with batched programs")
@@ -170,7 +170,7 @@ def main() -> None:
         for name in chosen:
             ways[name] = run_way(name, overrides, Path(folder))
             print(f"{name}: {ways[name]['seconds']:.0f} s, {ways[name]['epochs_run']} epochs", flush=True)
-    # Where the data lie on this machine says nothing of the search.
+    # The folder of the data on this machine does not belong to the search's description.
     asked = [override for override in arguments.overrides if not override.startswith("data.root=")]
     body = {"setting": setting(overrides), "overrides": asked, "ways": ways}
     device = "gpu" if torch.cuda.is_available() else "cpu"

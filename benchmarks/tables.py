@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md anew, from the results in `benchmarks/results/`."""
+"""Writes the tables of docs/benchmarks.md from the results in `benchmarks/results/`."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "scaling": scaling.render,
     "history": history.render,
 }
-"""Benchmarks in the page's order, and what makes their results Markdown."""
+"""The benchmarks in the page's order, each with the function that formats its result as Markdown."""
 
 
 def tables(folder: Path = common.RESULTS) -> str:
-    """Every committed result as Markdown, the CPU's before the GPU's."""
+    """Format all committed results as Markdown, each benchmark's CPU result before its GPU result."""
     parts = []
     for name, render in RENDERERS.items():
         for device in ("cpu", "gpu"):
@@ -36,7 +36,7 @@ def tables(folder: Path = common.RESULTS) -> str:
 
 
 def replaced(text: str, tables: str) -> str:
-    """A text with `tables` between its markers. Raises ValueError unless each marker is there once."""
+    """Replace the text between the markers by `tables`. Raises ValueError unless each marker occurs once."""
     for marker in (BEGIN, END):
         if text.count(marker) != 1:
             raise ValueError(f"{marker} must stand in the file once; it is there {text.count(marker)} times")
@@ -46,7 +46,7 @@ def replaced(text: str, tables: str) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command, which rewrites the page."""
     PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), tables()), encoding="utf-8")
     print(f"written: {PAGE}")
 

@@ -1,13 +1,15 @@
-"""Trials' epochs per hour as one batched program of K trials, against one trial after the other.
+"""The rate of trials' epochs as one batched program of K trials, compared with one trial after the other.
 
-Claim: on a GPU a program of 64 MLPs trains at 20 times the rate of one by one, as a step alone is spent in
-starting kernels. On a CPU core, which a step of the MNIST MLP fills, nothing is gained; a tiny model gains.
+Claim: on a GPU a program of 64 MLPs trains at 20 times the rate of trials one by one, because a single
+trial's step spends its time on launching kernels. On a CPU core the MNIST MLP, whose step keeps the core
+busy, gains nothing; a tiny model gains.
 
-The models and data of `sweeps/digits.yaml` and `sweeps/mnist.yaml`, a full epoch with its validation: before
-pruning with a learnable mask, and after it under a fixed one with soft activations. Learning rates differ
-between the trials. One core, or the GPU where there is one; there also with `cuda_graphs: true`.
+Setting: the models and data of `sweeps/digits.yaml` and `sweeps/mnist.yaml`, a full epoch with validation,
+before pruning with a learnable mask, and after pruning under a fixed mask with soft activations. Trials
+differ in their learning rates. It runs on one core, or on the GPU if there is one, there also with
+`cuda_graphs: true`.
 
-How to read it: `times` is the time of K epochs one by one, without graphs, over that of the program.
+How to read it: `times` is the time of K epochs one by one, without graphs, divided by the program's time.
 
     python -m benchmarks.vectorized --root data
 """
@@ -44,7 +46,7 @@ STAGES = ("masked", "post-pruning")
 def works(
     name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any], graphs: bool
 ) -> list[EpochWork]:
-    """The first epochs of so many trials that differ in their learning rate."""
+    """Make the first epochs of `count` trials that differ in their learning rates."""
     found = []
     for number in range(count):
         optimizer = {"name": "adam", "lr": 1e-3 * (1 + number / count)}
@@ -70,21 +72,21 @@ def works(
 def seconds(
     name: str, stage: str, count: int, device: str, overrides: Mapping[str, Any], graphs: bool = False
 ) -> float:
-    """Of the first epochs of so many trials, as one program (one: alone)."""
+    """Measure the seconds of the first epochs of `count` trials as one program; a single trial runs alone."""
     epochs = works(name, stage, count, device, overrides, graphs)
     begun = time.perf_counter()
     if count == 1:
         epochs[0].run()
     else:
         vectorized.run_together(epochs)
-    ended = time.perf_counter()  # the metrics are on the host, so the device is done
+    ended = time.perf_counter()  # the device is done, because the metrics are on the host
     if any(epoch.metrics is None for epoch in epochs):
         raise RuntimeError(f"{name}, {stage}: {count} trials did not run as one program")
     return ended - begun
 
 
 def render(document: Mapping[str, Any]) -> str:
-    """A result as Markdown."""
+    """Format a result as Markdown."""
     body = document["results"]
     counts = sorted({int(k) for row in body["rows"] for k in row["seconds"]})
     alone = {
@@ -116,7 +118,7 @@ def render(document: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """The command."""
+    """Run the benchmark."""
     parser = common.parser("vectorized", __doc__)
     parser.add_argument("--root", default="data", help="the folder of MNIST")
     arguments = parser.parse_args()
