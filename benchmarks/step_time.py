@@ -57,7 +57,7 @@ STEPS = {
 """The kinds of step, with their names in the table."""
 
 GRAPH = "+graph"
-"""The suffix of a kind whose steps are CUDA graphs; on a GPU each kind but the plain loop has such a one."""
+"""The suffix of a kind whose steps are CUDA graphs; on a GPU each kind but the plain loop has one."""
 
 _PENALTY = {"lambda1": 1e-6, "lambda2": 1e-4, "lambda2_warmup": 0.5}
 _MASKS: dict[str, Any] = {"dense": None, "mask": _PENALTY, "target": {"method": "target", "lambda1": 1e-6}}

@@ -21,7 +21,7 @@ _usual = gc.get_threshold()
 def begin() -> None:
     """Call before the imports: until `begun`, SIGINT ends the process with a message and no traceback."""
     gc.set_threshold(*_RARELY)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # SIGINT is not ignored
         signal.signal(signal.SIGINT, _interrupted)
 
 

@@ -224,7 +224,7 @@ class SamplerConfig(Component):
 
 
 class SearchConfig(Section):
-    """How configurations are proposed."""
+    """The search: how configurations are proposed, how many, and which trials are stopped early."""
 
     sampler: SamplerConfig = default(SamplerConfig, "tpe")
     trials_per_density: int = Field(32, ge=1)

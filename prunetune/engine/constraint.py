@@ -21,7 +21,7 @@ class DivergedError(Exception):
 
 
 class Constraint(Protocol):
-    """The hooks around a training step, in the order in which they are called."""
+    """What a mask method does to the weights: hooks that the loop calls around each step, in this order."""
 
     def before_forward(self, generator: torch.Generator) -> None:
         """Prepare the weights for the forward pass, such as by drawing a mask from `generator`.
@@ -39,7 +39,7 @@ class Constraint(Protocol):
         """Restore the constraint after the optimizers' step, such as by setting pruned weights to zero."""
 
     def before_evaluation(self) -> None:
-        """Prepare the weights for evaluation."""
+        """Prepare the weights for evaluation, such as by putting the expected weights into the model."""
 
     def measure(self) -> Metrics:
         """Return the constraint's own metrics after an epoch, such as the density of its mask, by name."""
@@ -90,7 +90,7 @@ class Batched(Protocol):
         """Restore the constraint in `Rows.values` after the optimizers' step."""
 
     def before_evaluation(self) -> None:
-        """Prepare `used` for evaluation."""
+        """Prepare the weights `used` for evaluation."""
 
     def measure(self) -> list[Metrics]:
         """Return the metrics of each trial's constraint after an epoch, as `Constraint.measure` does."""

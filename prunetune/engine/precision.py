@@ -1,4 +1,4 @@
-"""Floating-point formats: bf16 autocast where it pays, float32 elsewhere."""
+"""Floating-point formats of training: bf16 autocast or float32, TF32, denormals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradual pruning: the mask closes while the network trains (Zhu and Gupta, arXiv 1710.01878)."""
+"""Gradual pruning: weights are pruned while the network trains (Zhu and Gupta, arXiv 1710.01878)."""
 
 from __future__ import annotations
 

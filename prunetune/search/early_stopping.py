@@ -103,7 +103,7 @@ class Asha:
         self._complete: dict[int, list[Scores]] = defaultdict(list)  # by `length`
 
     def stops(self, trial: str, epoch: int, score: float, length: int) -> bool:
-        """As `StoppingRule` says."""
+        """Return whether the trial is behind at a new rung, or cannot catch up with the best any more."""
         if self._is_idle:
             return False
         # Ask the rungs first, in any case: they must learn the score of every trial that reaches them.
@@ -113,7 +113,7 @@ class Asha:
         return not can_catch_up(score, epoch, self._complete[length], self._catch_up)
 
     def completed(self, scores: Scores, length: int) -> None:
-        """As `StoppingRule` says."""
+        """Keep the scores of a complete trial, for the catch-up rule."""
         self._complete[length].append(scores)
 
 

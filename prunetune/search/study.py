@@ -36,7 +36,7 @@ class DensitySearch:
     """Proposes trials at one density. The study optimises the metric's own values, in its own direction."""
 
     def __init__(self, problem: Problem, density: float, *, sampler: SamplerConfig, seed: int) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else a line per trial
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # else Optuna logs a line per trial
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._problem = problem
         self._density = density

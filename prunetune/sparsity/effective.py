@@ -1,4 +1,4 @@
-"""Effective density: only weights that lie on some path from the input to an output count."""
+"""Effective density: the density of weights that are on some path from the input to an output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage 1: train a network that is good to prune (paper, section 3.1)."""
+"""Stage 1: train a network that can be pruned well (paper, section 3.1)."""
 
 from __future__ import annotations
 

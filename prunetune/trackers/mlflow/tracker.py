@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 _SWEEP_TAG = "prunetune.sweep"
 _TRIAL_TAG = "prunetune.trial"
 _PARENT_TAG = "mlflow.parentRunId"
-_METRICS_PER_BATCH = 900  # MLflow takes 1000 at once
+_METRICS_PER_BATCH = 900  # MLflow accepts at most 1000 at once
 
 
 class Tracker:
