@@ -120,8 +120,9 @@ class Asha:
 def can_catch_up(score: float, epoch: int, complete: Sequence[Scores], share: float) -> bool:
     """Whether a trial with this score after this post-pruning epoch may still reach the best final score.
 
-    It is granted what the `share`-quantile of the complete trials, which are as long as it, gained from that
-    epoch to their end. With less than four gains that are finite nothing is said against it.
+    `complete` holds the scores of complete trials of the same length. The trial is assumed to gain the
+    `share`-quantile of their gains from this epoch to the end. With fewer than four finite gains the answer
+    is always True.
 
     >>> complete = [[0.5, 0.9], [0.6, 0.9], [0.7, 0.95], [0.8, 0.9]]    # gains 0.4, 0.3, 0.25, 0.1
     >>> can_catch_up(0.56, 1, complete, 1.0), can_catch_up(0.54, 1, complete, 1.0)

@@ -18,7 +18,7 @@ class Metric:
     percentages; otherwise they are shown with `unit`, if given. `worst` is the value of a network that gives
     no answer at all, such as one that diverged; no other network has a worse one. By default it is infinite.
 
-    Decisions read `score`, of which the higher is the better for any metric. Raises ValueError for the name
+    Decisions use `score`, of which a higher value is better for every metric. Raises ValueError for the name
     `loss`, which is taken.
     """
 

@@ -57,7 +57,7 @@ class Trackers:
 
     @classmethod
     def of(cls, sweep: Sweep) -> Trackers:
-        """Those that `tracking.trackers` names. Raises UserError where one cannot be made."""
+        """Make the trackers that `tracking.trackers` names. Raises UserError where one cannot be made."""
         made = cls([])
         try:
             for index, section in enumerate(sweep.config.tracking.trackers):
@@ -114,7 +114,7 @@ class Trackers:
     def _guarded(self, member: _Member, event: str, call: Callable[[], _T]) -> _T | None:
         try:
             return call()
-        except Exception as error:  # the sweep must not stop for its log
+        except Exception as error:  # a tracker's error must not stop the sweep
             if not member.failures:
                 logger.warning(
                     "tracking.trackers: %s: %s: %s: %s (said once; the sweep goes on)",
