@@ -20,7 +20,7 @@ import importlib
 import logging
 import tempfile
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ _SWEEP = Path(__file__).parents[1] / "sweeps" / "digits.yaml"
 
 
 def waiting(
-    config: Config, *, store: Store, device: str, owner: str
+    config: Config, *, store: Store, device: str, owner: str, also: Iterable[float] = ()
 ) -> Generator[Epoch, None, PipelineResult]:
     """A replacement of the pipeline that only sleeps, and reports a made-up accuracy."""
     stages = plan(config, datasets.load(config.data, device).digest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, final
@@ -22,7 +22,7 @@ from prunetune.engine.loop import EpochWork
 from prunetune.engine.replicas import ALONE, Replicas, SharedStore
 from prunetune.errors import UserError
 from prunetune.stages import post_pruning
-from prunetune.stages.plan import Plan, plan
+from prunetune.stages.plan import Plan, branch_points, plan
 from prunetune.stages.stage import Place, Step
 from prunetune.store import Artefacts, Store
 from prunetune.tasks import Metric, accuracy, metric_of
@@ -109,7 +109,7 @@ class Steps(Protocol):
     """The pipeline that a sweep's trials run: `steps`, or a replacement in a benchmark."""
 
     def __call__(
-        self, config: Config, *, store: Store, device: str, owner: str
+        self, config: Config, *, store: Store, device: str, owner: str, also: Iterable[float]
     ) -> Generator[Step, None, PipelineResult]:
         """Yield reports of epochs as `steps` does; a replacement need not yield epochs to be trained."""
 
@@ -167,6 +167,7 @@ def run(
     owner: str = "run",
     checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
+    also: Iterable[float] = (),
 ) -> Generator[Epoch, None, PipelineResult]:
     """Run the pipeline as a generator, which yields a report after each epoch and may be closed at any time.
 
@@ -180,6 +181,7 @@ def run(
             owner=owner,
             checkpoint_interval=checkpoint_interval,
             replicas=replicas,
+            also=also,
         )
     )
     for step in trial:
@@ -198,12 +200,15 @@ def steps(
     owner: str = "run",
     checkpoint_interval: float = 5.0,
     replicas: Replicas = ALONE,
+    also: Iterable[float] = (),
 ) -> Generator[Step, None, PipelineResult]:
     """Run the pipeline as `run` does, but also yield each epoch that must be trained, before its report.
 
     The caller may run a yielded epoch, for example together with those of other trials; otherwise it is
     trained when the generator is resumed. `replicas` are processes that all run this configuration, each on
-    its slice of every batch; only the first uses the store.
+    its slice of every batch; only the first uses the store. With `pruning.from_epoch: best`, the best epochs
+    for the densities in `also` are found as well while the network is trained, so that trials at those
+    densities need not train it again.
 
     Raises WorkError where replicas differ in data, code, PyTorch or device, and UserError where there are
     more replicas than a batch has examples.
@@ -220,6 +225,7 @@ def steps(
         replicas=replicas,
         graphs=config.cuda_graphs,
         compact=config.compact_layers,
+        branches=branch_points(config, data.digest, {config.density, *also}),
     )
     epochs = {False: 0, True: 0}  # by whether they were reused
     for stage in stages.stages:
@@ -230,7 +236,7 @@ def steps(
                 step = replace(step, epoch=sum(epochs.values()))
             yield step
         ended = place.results[stage.key] = running.value
-        if stage is not stages.final and ended.meta["status"] != "complete":
+        if ended.meta["status"] != "complete" and stages.ends_with(stage):
             break
     is_whole = stage is stages.final
     meta, metric = ended.meta, metric_of(config)

@@ -144,6 +144,9 @@ class PruningConfig(Section):
     dense_layers: Literal["none", "first", "last", "both"] = "none"
     structure: Literal["unstructured", "channel", "2:4", "1:4", "4:8"] = "unstructured"
     schedule: Annotated[PruningScheduleConfig, BeforeValidator(_named)] = PruningScheduleConfig()
+    from_epoch: Literal["last", "best"] = Field(
+        "last", description="of pre-pruning: best has the highest validation score right after pruning"
+    )
     rewind: Annotated[int | str | None, BeforeValidator(_rewind)] = "none"
     sanity_check: Literal["shuffle", "redraw", "invert"] | None = Field(
         None, description="break the method on purpose (arXiv 2009.08576)"

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from prunetune.engine.loop import Learner
 from prunetune.store import Artefacts
+
+
+class HasTensors(Protocol):
+    """Something whose tensors a checkpoint holds."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors by name."""
+
+
+W = TypeVar("W", bound=HasTensors)
 
 Curve = list[dict[str, Any]]
 """One mapping per epoch: its metrics by name, and under `owner` the trial that computed it."""
@@ -39,18 +51,25 @@ class EpochCheckpoint:
         self._asked = self._last = time.monotonic()
         self._cost = 0.0  # seconds that the last write took
 
-    def load(self, learner: Learner) -> Curve:
-        """Load the checkpoint into the learner; return the curve so far, [] if there is no checkpoint."""
+    def load(self, learner: Learner, beside: Sequence[W] = ()) -> tuple[Curve, list[W]]:
+        """Load the checkpoint into the learner and the objects in `beside`.
+
+        Returns the curve so far, [] if there is no checkpoint, and the objects that could be loaded. An
+        object whose tensors are not in the checkpoint, because it did not exist when that was written, is
+        left out.
+        """
         found = self.store.load("checkpoints", self.key)
         if found is None:
-            return []
+            return [], list(beside)
+        there = [each for each in beside if each.tensors.keys() <= found.tensors.keys()]
         with torch.no_grad():
-            for name, tensor in learner.tensors.items():
-                tensor.copy_(found.tensors[name])
+            for tensors in (learner.tensors, *(each.tensors for each in there)):
+                for name, tensor in tensors.items():
+                    tensor.copy_(found.tensors[name])
         for index, optimizer in enumerate(learner.optimizers):
             _restore_optimizer(optimizer, f"optimizer{index}.", found.tensors)
         curve: Curve = found.meta["curve"]
-        return curve
+        return curve, there
 
     def save(self, learner: Learner, curve: Curve) -> bool:
         """Write a checkpoint if it is time for one; return whether it was written."""

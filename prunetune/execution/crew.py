@@ -100,6 +100,7 @@ class Crew:
             store=self._store.sub("store"),
             device=self._device,
             owner=assignment["uid"],
+            also=self._sweep.densities,
         )
 
 

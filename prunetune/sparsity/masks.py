@@ -50,7 +50,7 @@ def mask_gradients(
     drawn: Tensor,
     mask: Tensor,
     lambda1: float,
-    lambda2: float,
+    lambda2: float | Tensor,
     *,
     out: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,10 @@ def mask_gradients(
     `out` if it is given; its first tensor may be `grad` itself.
     """
     for_theta, for_mask = out if out is not None else (torch.empty_like(theta), torch.empty_like(mask))
-    constant = torch.full((), lambda1 + lambda2, dtype=mask.dtype, device=mask.device)
+    if isinstance(lambda2, Tensor):
+        constant = lambda2 + lambda1
+    else:
+        constant = torch.full((), lambda1 + lambda2, dtype=mask.dtype, device=mask.device)
     torch.sub(constant, mask, alpha=2 * lambda1, out=for_mask).addcmul_(grad, theta)
     torch.mul(grad, drawn, out=for_theta)
     return for_theta, for_mask
@@ -113,7 +116,7 @@ class LearnableMask:
         self._grad.zero_()
 
     @torch.no_grad()
-    def take_gradients(self, lambda1: float, lambda2: float) -> None:
+    def take_gradients(self, lambda1: float, lambda2: float | Tensor) -> None:
         """Set the gradients of `theta` and `mask` after a backward pass through the drawn weights."""
         self.theta.grad, self.mask.grad = mask_gradients(
             self._grad,

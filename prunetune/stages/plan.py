@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, final
@@ -12,6 +12,7 @@ from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
 from prunetune.config.reading import validate
 from prunetune.config.schema import Config
+from prunetune.stages.branch import Branch
 from prunetune.stages.initial import Initial
 from prunetune.stages.post_pruning import Closing, PostPruning
 from prunetune.stages.pre_pruning import PrePruning
@@ -41,11 +42,25 @@ class Plan:
         """The keys of the trained stages from which other configurations may also start."""
         return [stage.key for stage in self.stages if stage.is_shared]
 
+    def ends_with(self, stage: Stage) -> bool:
+        """Whether nothing can come after a stage that has collapsed or diverged."""
+
+        def follows(after: Stage) -> bool:
+            return any(parent.key == stage.key for parent in after.parents)
+
+        return any(follows(after) and not after.runs_after_failure for after in self.stages)
+
     @property
     def network(self) -> PrePruning | None:
         """The stage that trains the pre-pruned network, or None where none is trained."""
         whole = [s for s in self.stages if isinstance(s, PrePruning) and s.until is None]
         return whole[0] if whole else None
+
+
+def branch_points(config: Config, data_digest: str, densities: Iterable[float]) -> list[Branch]:
+    """The branch points that the configuration's pre-training has at these densities; [] if it has none."""
+    found = [stage for d in densities for stage in plan(config.at(d), data_digest).stages]
+    return [stage for stage in found if isinstance(stage, Branch)]
 
 
 def plan(config: Config, data_digest: str) -> Plan:
@@ -80,6 +95,8 @@ def plan(config: Config, data_digest: str) -> Plan:
         structure=pruning.structure,
         disturbance=disturbance,
     )
+    if pruning.from_epoch == "best" and isinstance(network, PrePruning):
+        network = Branch(origin, network, selection, config.density)
     schedule = pruning.schedule
     closing: Closing | None = None
     earlier: Masks | None = None
@@ -128,7 +145,7 @@ def most_epochs(template: Mapping[str, Any]) -> Budget:
     for assignment in space.assignments(template, is_active):
         config = validate(space.at(template, assignment, is_active), Document("sweep", {}))
         stages = plan(config.at(config.densities[0]), "")
-        before = [stage for stage in stages.stages if stage.is_shared]
+        before = [stage for stage in stages.stages if stage.is_shared and not stage.runs_after_failure]
         whole = sum(stage.epochs for stage in before if stage is stages.network)
         here = Budget(whole, sum(stage.epochs for stage in before) - whole, stages.final.epochs)
         most = Budget(*map(max, most, here))

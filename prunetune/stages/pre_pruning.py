@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from prunetune.engine.loop import Learner
 from prunetune.engine.optimizers import make_optimizer, make_schedule
 from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import prunable
-from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.stage import BranchPoint, Origin, Place, Stage, Step, train
 from prunetune.stages.state import state_of
 from prunetune.store import Artefact
 from prunetune.tasks import ACCURACY, Metric
@@ -56,19 +57,12 @@ class PrePruning(Stage):
     def run(self, place: Place) -> Generator[Step, None, Artefact]:
         """Train the network; the stored tensors are its parameters and buffers."""
         config = self.config
-        task = self.origin.learns(place)
-        chance = task.chance(place.data.validation.targets)
         ended_early = False
 
         def give_up(curve: Curve) -> bool:
             nonlocal ended_early
-            ended_early = is_hopeless(curve, config, chance, task.metric)
+            ended_early = self.is_hopeless(place, curve)
             return ended_early
-
-        def learner() -> Learner:
-            model = self.origin.build(place)
-            models.initialize(model, config.initializer, seed=seed_of(self.origin.seed, "initializer"))
-            return make_learner(config, model, self.density)
 
         def finish(learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
             learner.constraint.before_evaluation()  # θ ← θ⊙M
@@ -84,12 +78,29 @@ class PrePruning(Stage):
                 origin=self.origin,
                 seed_name="pre_pruning",
                 total=config.epochs,
-                make_learner=learner,
+                make_learner=partial(self.learner, place),
                 finish=finish,
                 stop=self.until,
                 is_hopeless=give_up,
+                watchers=[branch.watcher(place) for branch in self._branches(place)],
             )
         )
+
+    def learner(self, place: Place) -> Learner:
+        """The network before its first epoch, with its optimizers and its mask."""
+        model, config = self.origin.build(place), self.config
+        models.initialize(model, config.initializer, seed=seed_of(self.origin.seed, "initializer"))
+        return make_learner(config, model, self.density)
+
+    def is_hopeless(self, place: Place, curve: Curve) -> bool:
+        """Whether training is to end after an epoch with this curve (`is_hopeless`)."""
+        task = self.origin.learns(place)
+        return is_hopeless(curve, self.config, task.chance(place.data.validation.targets), task.metric)
+
+    def _branches(self, place: Place) -> list[BranchPoint]:
+        """The branch points that are asked for, and not in the store yet."""
+        mine = [branch for branch in place.branches if branch.network.key == self.key]
+        return [branch for branch in mine if place.store.load("stages", branch.key) is None]
 
 
 def make_learner(config: PrePruningConfig, model: nn.Module, density: float | None = None) -> Learner:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 from torch import Tensor, nn
@@ -81,12 +81,47 @@ class Place:
     replicas: Replicas = ALONE
     graphs: bool = False
     compact: bool = False
+    branches: Sequence[BranchPoint] = ()
+    """The branch points to find while their networks are trained."""
     results: dict[str, Artefact] = field(default_factory=dict)
     """The results of the stages that have run here, by key, so that none is read twice."""
 
     def result(self, stage: Stage) -> Artefact:
         """Return the result of a stage that has run here."""
         return self.results[stage.key]
+
+
+class Watcher(Protocol):
+    """Evaluates a network after each epoch of its training, to find the result of another stage."""
+
+    @property
+    def key(self) -> str:
+        """The key of that stage."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors that a checkpoint must hold; they are changed in place."""
+
+    def see(self, learner: Learner, epoch: int) -> dict[str, float]:
+        """Evaluate the network after an epoch (from 1), with its weights for evaluation; return metrics."""
+
+    def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what to store: tensors, and metadata with the `status`."""
+
+
+class BranchPoint(Protocol):
+    """A stage whose result is found while the stage `network` is trained (see `stages.branch.Branch`)."""
+
+    @property
+    def key(self) -> str:
+        """The key of this stage."""
+
+    @property
+    def network(self) -> Stage:
+        """The stage that trains the network."""
+
+    def watcher(self, place: Place) -> Watcher:
+        """Make the watcher that finds the result."""
 
 
 class Stage(ABC):
@@ -100,6 +135,8 @@ class Stage(ABC):
     """Whether the stage trains, and trials that differ only in later stages can share its result."""
     is_stored: ClassVar[bool] = True
     """Whether the result is written to the store."""
+    runs_after_failure: ClassVar[bool] = False
+    """Whether the stage can run after a stage that has collapsed or diverged."""
 
     @property
     @abstractmethod
@@ -167,6 +204,7 @@ def train(
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
     stop: int | None = None,
     is_hopeless: Callable[[Curve], bool] = lambda curve: False,
+    watchers: Sequence[Watcher] = (),
 ) -> Generator[Step, None, Artefact]:
     """Train a stage for `total` epochs, or resume its newest checkpoint, or return its result from the store.
 
@@ -174,6 +212,10 @@ def train(
     reported under the name `report_as`; their seeds are derived from `seed_name`. `finish` returns the
     tensors and the metadata to store for a network that did not diverge. The artefact's meta has `status`
     (complete, collapsed or diverged) and `curve` (metrics and owner of each epoch).
+
+    Each of the `watchers` sees every epoch, and its result is stored as well, also if the network collapses
+    or diverges. A watcher that did not exist when the checkpoint was written has missed epochs and is left
+    out.
     """
 
     task = origin.learns(place)
@@ -203,7 +245,9 @@ def train(
     learner.graphs = place.graphs and place.replicas.size == 1
     place.replicas.copy_first(learner.tensors)  # a GPU's rescaling is not reproducible to the bit
     checkpoint = EpochCheckpoint(place.store, key, place.checkpoint_interval)
-    curve = checkpoint.load(learner)
+    curve, watching = checkpoint.load(learner, watchers)
+    for watcher in watching:
+        learner.tensors.update(watcher.tensors)
     learner.compaction = _compaction(learner, origin, place)  # only now are the masks loaded
     first = len(curve)
     yield from replay(curve, stop or total)
@@ -220,10 +264,13 @@ def train(
         ):
             yield work
             curve.append({**work.result(), "owner": place.owner})
+            with precision.backends(place.data.device):
+                seen = [watcher.see(learner, len(curve)) for watcher in watching]
+            told = {name: value for found in seen for name, value in found.items()}
             # The last epoch needs no checkpoint: the stage's result follows.
             last = len(curve) == (stop or total) or is_hopeless(curve)
             written = not last and checkpoint.save(learner, curve)
-            yield epoch(len(curve), curve[-1], last=last, checkpointed=written)
+            yield epoch(len(curve), {**curve[-1], **told}, last=last, checkpointed=written)
             if last:
                 break
         with precision.backends(place.data.device):
@@ -231,6 +278,10 @@ def train(
     except DivergedError:
         tensors, meta = {}, {"status": "diverged"}
     meta = {**meta, "curve": curve}
+    for watcher in watching:
+        if watcher.key != key:
+            found, of_it = watcher.result(learner)
+            place.store.save("stages", watcher.key, found, {**of_it, "curve": []})
     place.store.save("stages", key, tensors, meta)
     checkpoint.delete()
     return Artefact(tensors, meta)

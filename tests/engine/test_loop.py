@@ -387,7 +387,7 @@ def test_a_checkpoint_holds_all_that_the_next_epoch_depends_on(
     one_epoch(straight, data, 1, total=2)
 
     resumed = make_learner(config, toy_model(seed=1))
-    assert checkpoint.load(resumed) == [{"val_loss": 0.5}]
+    assert checkpoint.load(resumed) == ([{"val_loss": 0.5}], [])
     one_epoch(resumed, data, 1, total=2)
     assert set(resumed.tensors) == set(straight.tensors)
     for key, tensor in straight.tensors.items():
@@ -422,4 +422,4 @@ def test_a_checkpoint_is_written_only_when_it_is_time(
     assert after(1.5)
     assert [after(5.0) for _ in range(4)] == [False, False, False, True]  # a tenth of the time
     checkpoint.delete()
-    assert checkpoint.load(learner) == []
+    assert checkpoint.load(learner) == ([], [])

@@ -1,0 +1,132 @@
+"""Branch points inside pre-pruning: for a density, the epoch whose network is best right after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+from prunetune.engine.loop import Learner, evaluate
+from prunetune.engine.seeds import seed_of
+from prunetune.sparsity.masks import FixedMask, prunable
+from prunetune.stages.pre_pruning import PrePruning
+from prunetune.stages.pruning import Selection, prune
+from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.state import State, load_state, state_of
+from prunetune.store import Artefact
+
+
+@final
+@dataclass(frozen=True)
+class Branch(Stage):
+    """Selects the state of a pre-training after the epoch with the best one-shot score at a density.
+
+    The one-shot score of an epoch is the validation score of the network after pruning to the density,
+    without further training. A learnable mask passes through all densities while it closes, so each density
+    has its own best epoch; every epoch is a candidate, also the last one. The artefact's meta has `epoch`
+    (from 1) and `scores` (one per epoch).
+
+    Branches in `Place.branches` are found while the network is trained. Any other branch is found by
+    training the network again, which repeats the same epochs.
+    """
+
+    origin: Origin
+    network: PrePruning
+    selection: Selection
+    density: float
+
+    is_shared: ClassVar[bool] = True
+    runs_after_failure: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """`branch`."""
+        return "branch"
+
+    def run(self, place: Place) -> Generator[Step, None, Artefact]:
+        """Return the result from the store, or train the network again to find it."""
+        saved = place.store.load("stages", self.key)
+        if saved is not None:
+            yield from ()
+            return saved
+        watcher = self.watcher(place)
+        return (
+            yield from train(
+                self,
+                place,
+                report_as="pre_pruning",
+                origin=self.origin,
+                seed_name="pre_pruning",
+                total=self.network.config.epochs,
+                make_learner=partial(self.network.learner, place),
+                finish=watcher.result,
+                is_hopeless=partial(self.network.is_hopeless, place),
+                watchers=[watcher],
+            )
+        )
+
+    def watcher(self, place: Place) -> OneShot:
+        """Make the watcher that finds the best epoch while the network is trained."""
+        return OneShot(self, place)
+
+
+@final
+class OneShot:
+    """Keeps the state after the epoch with the best one-shot score so far; checkpoints include it."""
+
+    def __init__(self, branch: Branch, place: Place) -> None:
+        self.key = branch.key
+        self._branch = branch
+        self._place = place
+        self._probe = branch.origin.build(place)
+        self._state: State = {name: t.clone() for name, t in state_of(self._probe).items()}
+        # Scores by epoch; NaN for epochs to come.
+        epochs = max(1, branch.network.config.epochs)
+        self._scores = torch.full((epochs,), torch.nan, device=place.data.device)
+        prefix = f"prunetune:branch:{self.key}:"
+        self.tensors = {f"{prefix}{name}": tensor for name, tensor in self._state.items()}
+        self.tensors[f"{prefix}scores"] = self._scores
+
+    def see(self, learner: Learner, epoch: int) -> dict[str, float]:
+        """Evaluate the network after an epoch (from 1); return its one-shot value as a metric."""
+        branch, place = self._branch, self._place
+        current = state_of(learner.model)
+        value = self._one_shot(current)
+        metric = branch.origin.learns(place).metric
+        earlier = self._scores[: epoch - 1]
+        score = metric.score(value)
+        if not bool((earlier >= score).any()):
+            for name, tensor in self._state.items():
+                tensor.copy_(current[name])
+        self._scores[epoch - 1] = score
+        return {f"oneshot_{metric.name}_density_{branch.density:.12g}": value}
+
+    def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the best state and its metadata; the learner's state if no epoch was seen."""
+        learner.constraint.before_evaluation()
+        seen = self._scores[~self._scores.isnan()]
+        state = self._state if len(seen) else state_of(learner.model)
+        epoch = int(seen.argmax()) + 1 if len(seen) else 0
+        names = prunable(self._probe)
+        alive = any(bool(state[name].any()) for name in names)
+        status = "complete" if alive else "collapsed"
+        return state, {"status": status, "epoch": epoch, "scores": seen.tolist()}
+
+    def _one_shot(self, state: State) -> float:
+        """Return the validation value of a network in this state after pruning to the density."""
+        branch, place = self._branch, self._place
+        load_state(self._probe, state)
+        seed, data = seed_of(branch.origin.seed, "pruning"), place.data
+        task = branch.origin.learns(place)
+        masks = place.replicas.once(
+            lambda: prune(self._probe, branch.selection, branch.density, task=task, data=data, seed=seed)
+        )
+        load_state(self._probe, state)
+        FixedMask(prunable(self._probe), masks).apply()
+        precision = branch.origin.computes_in
+        value, _ = evaluate(self._probe, data, data.validation, precision, place.replicas, task=task)
+        return value

@@ -1,0 +1,191 @@
+"""Branches inside pre-pruning: the best epoch at each density, found during its training, or later."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prunetune import data as datasets
+from prunetune import pipeline, tasks
+from prunetune.config.document import Document
+from prunetune.config.reading import from_document
+from prunetune.config.schema import Config
+from prunetune.engine.epoch import Epoch
+from prunetune.engine.loop import evaluate
+from prunetune.engine.seeds import seed_of
+from prunetune.errors import ConfigError
+from prunetune.pipeline import PipelineResult
+from prunetune.sparsity.masks import FixedMask, prunable
+from prunetune.stages.branch import Branch
+from prunetune.stages.plan import branch_points, plan
+from prunetune.stages.pruning import Selection, prune
+from prunetune.stages.state import load_state
+from prunetune.store import Store
+
+EPOCHS = 5
+DENSITIES = (0.3, 0.1, 0.03)
+
+TREE: dict[str, Any] = {
+    "name": "branch",
+    "seed": 1,
+    "data": {"name": "digits", "limit": 400, "batch_size": 32, "validation_fraction": 0.25},
+    "model": {"name": "mlp", "hidden": [16, 16]},
+    "densities": [0.1],
+    "pre_pruning": {
+        "epochs": EPOCHS,
+        "optimizer": {"name": "adam", "lr": 0.01},
+        "mask": {"lambda2": 0.01, "initial": 0.9, "lr": 0.05},
+    },
+    "pruning": {"from_epoch": "best"},
+    "post_pruning": {"epochs": 2, "optimizer": {"name": "adam", "lr": 0.01}},
+}
+
+
+def config(density: float = 0.1, **pre: Any) -> Config:
+    tree = copy.deepcopy(TREE)
+    tree["densities"] = [density]
+    tree["pre_pruning"].update(pre)
+    return from_document(Document("branch", tree))
+
+
+def run(
+    config: Config, store: Store, also: Any = (), stop: int | None = None
+) -> tuple[PipelineResult | None, list[Epoch]]:
+    """The result and the epochs; with `stop` it is broken off after so many."""
+    running = pipeline.run(config, store=store, checkpoint_interval=0.0, also=also)
+    epochs: list[Epoch] = []
+    while len(epochs) != stop:
+        try:
+            epochs.append(next(running))
+        except StopIteration as end:
+            return end.value, epochs
+    running.close()
+    return None, epochs
+
+
+def branch_of(config: Config) -> Branch:
+    (found,) = branch_points(config, datasets.load(config.data).digest, config.densities)
+    return found
+
+
+def same(one: PipelineResult, other: PipelineResult) -> bool:
+    return all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def test_the_branch_is_the_state_of_the_epoch_with_the_best_one_shot_score(store: Store) -> None:
+    """As measured here, epoch by epoch, on networks that were trained so far and no further."""
+    data = datasets.load(config().data)
+    task = tasks.make(config().task, data.form)
+    scores, states = [], []
+    for epoch in range(1, EPOCHS + 1):
+        tree = copy.deepcopy(TREE)
+        tree["pruning"] = {"rewind": epoch}  # keeps the network after so many epochs
+        early = from_document(Document("early", tree))
+        run(early, store)
+        key = plan(early, data.digest).keys[f"pre_pruning to epoch {epoch}"]
+        found = store.load("stages", key)
+        assert found is not None
+        network = tasks.network(early.model, task, seed=0)
+        load_state(network, found.tensors)
+        masks = prune(network, Selection(early.pruning.criterion), 0.1, seed=seed_of(1, "pruning"))
+        FixedMask(prunable(network), masks).apply()
+        scores.append(evaluate(network, data, data.validation)[0])
+        states.append(found.tensors)
+    result, _ = run(config(), store)
+    assert result is not None
+    branch = store.load("stages", branch_of(config()).key)
+    assert branch is not None
+    assert branch.meta["scores"] == pytest.approx(scores)
+    best = scores.index(max(scores))
+    assert branch.meta["epoch"] == best + 1
+    assert best + 1 < EPOCHS, "the last epoch is the best: this says nothing"
+    assert all(torch.equal(tensor, states[best][name]) for name, tensor in branch.tensors.items())
+
+
+def test_one_training_serves_every_density_that_is_asked_for(store: Store) -> None:
+    _, epochs = run(config(0.1), store, also=DENSITIES)
+    names = {name for epoch in epochs[:EPOCHS] for name in epoch.metrics if name.startswith("oneshot")}
+    assert names == {f"oneshot_accuracy_density_{density:g}" for density in DENSITIES}
+    for density in DENSITIES[::2]:
+        result, _ = run(config(density), store, also=DENSITIES)
+        assert result is not None
+        assert (result.epochs_run, result.epochs_reused) == (2, EPOCHS)
+
+
+def test_a_density_that_was_not_asked_for_is_trained_again_to_the_same_branch(
+    store: Store, tmp_path: Path
+) -> None:
+    run(config(0.1), store)
+    later, _ = run(config(0.03), store)
+    alone, _ = run(config(0.03), Store(str(tmp_path / "alone")))
+    assert later is not None
+    assert alone is not None
+    assert later.epochs_run == EPOCHS + 2  # the pre-training, for its branch, and post-pruning
+    assert same(later, alone)
+
+
+@pytest.mark.parametrize("stop", range(1, EPOCHS + 2))
+def test_interrupted_anywhere_nothing_is_trained_twice_and_the_bits_are_the_same(
+    store: Store, tmp_path: Path, stop: int
+) -> None:
+    whole, _ = run(config(0.1), Store(str(tmp_path / "whole")), also=DENSITIES)
+    run(config(0.1), store, also=DENSITIES, stop=stop)
+    again, _ = run(config(0.1), store, also=DENSITIES)
+    assert whole is not None
+    assert again is not None
+    assert same(whole, again)
+    # Of a stage, the last epoch comes with its result, which was not written yet.
+    is_last = stop in (EPOCHS, EPOCHS + 2)
+    assert again.epochs_reused == (stop - 1 if is_last else stop)
+    for density in DENSITIES:
+        key = branch_of(config(density)).key
+        one, other = (s.load("stages", key) for s in (store, Store(str(tmp_path / "whole"))))
+        assert one is not None
+        assert other is not None
+        assert one.meta["scores"] == other.meta["scores"]
+        assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+
+
+def test_a_branch_that_a_checkpoint_knows_nothing_of_is_found_all_the_same(
+    store: Store, tmp_path: Path
+) -> None:
+    run(config(0.1), store, stop=3)
+    run(config(0.1), store, also=DENSITIES)  # goes on from the third epoch
+    late, _ = run(config(0.03), store, also=DENSITIES)
+    alone, _ = run(config(0.03), Store(str(tmp_path / "alone")))
+    assert late is not None
+    assert alone is not None
+    assert same(late, alone)
+
+
+def test_a_network_that_collapses_in_the_end_can_be_branched_from_before(store: Store) -> None:
+    mask = {"lambda2": 10.0, "lambda2_warmup": 1.0, "initial": 0.9, "lr": 0.05}
+    closing = config(0.1, mask=mask)
+    result, epochs = run(closing, store)
+    assert result is not None
+    network = store.load("stages", result.keys["pre_pruning"])
+    assert network is not None
+    assert network.meta["status"] == "collapsed"
+    assert result.nonzero > 0
+    assert epochs[-1].stage == "post_pruning"
+    tree = copy.deepcopy(TREE)
+    tree["pre_pruning"]["mask"] = mask
+    tree["pruning"] = {}
+    last, _ = run(from_document(Document("last", tree)), store)
+    assert last is not None
+    assert (last.status, last.nonzero) == ("collapsed", 0)
+
+
+def test_without_pre_pruning_there_is_nothing_to_branch_from() -> None:
+    tree = {**TREE, "pre_pruning": None}
+    with pytest.raises(ConfigError, match=r"pruning\.from_epoch = 'best': there is no pre_pruning"):
+        from_document(Document("none", tree))
