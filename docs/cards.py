@@ -170,6 +170,14 @@ NOTES: dict[tuple[str, str], Note] = {
         (PIPELINE,),
         options=("lambda1", "target_warmup", "initial", "lr"),
     ),
+    ("mask", "path"): Note(
+        "The same mask, whose mean follows a path that falls through all densities; λ2 is under control and "
+        "need not be found.",
+        "Use it with `pruning.from_epoch: best` to train one network for every density, where there is no "
+        "time for a search of λ2. The options need not be tuned. A λ2 that was searched for a single density "
+        "can be better at it.",
+        options=("lowest", "factor", "start", "opening", "end", "gain", "lambda1", "initial", "lr"),
+    ),
     ("allocation", "global"): Note(
         "The weights of all layers are ranked together, and the best floor(d·n) stay.",
         "Use it by default: the criterion decides how many weights a layer keeps. At low densities it may "

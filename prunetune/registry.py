@@ -227,6 +227,7 @@ MASKS = Kind(
     {
         "penalty": "prunetune.methods.bernoulli:Penalty",
         "target": "prunetune.methods.bernoulli:Target",
+        "path": "prunetune.methods.path:Path",
     },
     positional=1,
     provided=("density",),

@@ -7,7 +7,8 @@ that every rule is written only once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from pydantic import ValidationError
 
 from prunetune.config import document, space
 from prunetune.config.canonical import determining_fields, is_active, section_at
+from prunetune.config.component import Component
+from prunetune.config.distributions import join
 from prunetune.config.document import Document
 from prunetune.config.schema import Config, pattern
 from prunetune.errors import ConfigError, Problem, did_you_mean
+from prunetune.registry import UnknownComponentError
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
@@ -27,7 +31,7 @@ def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:
 
 def from_document(source: Document) -> Config:
     """Make a training configuration, which has no distributions and one density. Raises ConfigError."""
-    template = space.parse(source)
+    template = completed(space.parse(source))
     found = space.parameters(template, is_active)
     if found:
         name = next(iter(found))
@@ -48,7 +52,7 @@ def sweep_from_document(source: Document) -> tuple[dict[str, Any], Config]:
     Settings that do not determine results are the same for all trials, so they can be read from that Config.
     Raises ConfigError naming each key for which some value of its distribution breaks a rule.
     """
-    template = space.parse(source)
+    template = completed(space.parse(source))
     fixed = {key: value for key, value in template.items() if key not in determining_fields()}
     outside = space.parameters(fixed, is_active)
     if outside:
@@ -81,6 +85,49 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={"data": data, "storage": storage})
 
 
+def completed(template: dict[str, Any]) -> dict[str, Any]:
+    """Return a template with the options filled in that follow from the file's densities.
+
+    A component names them in its attribute `from_densities`, which maps an option to a function of the
+    densities. A trial has only one density, so the option must be set here, where all of them are known.
+    """
+    densities = template.get("densities")
+    if not isinstance(densities, list) or not densities:  # the schema says so
+        return template
+    if not all(isinstance(density, int | float) for density in densities):
+        return template
+    found = _completed(template, "", densities)
+    assert isinstance(found, dict)
+    return found
+
+
+def _completed(node: Any, path: str, densities: list[float]) -> Any:
+    if isinstance(node, space.Choice):
+        return dataclasses.replace(
+            node, options=tuple(_completed(option, path, densities) for option in node.options)
+        )
+    if not isinstance(node, dict):
+        return node
+    found = {key: _completed(child, join(path, str(key)), densities) for key, child in node.items()}
+    section = section_at(path)
+    if section is None or not issubclass(section, Component):
+        return found
+    named = node.get(section.key, section.model_fields["name"].default)
+    for name in named.labels if isinstance(named, space.Choice) else [named]:
+        for option, value in _from_densities(section, name).items():
+            found.setdefault(option, value(densities))
+    return found
+
+
+def _from_densities(section: type[Component], name: Any) -> Mapping[str, Callable[[list[float]], float]]:
+    try:
+        component = section.kind.find(name) if isinstance(name, str) else None
+    except UnknownComponentError:  # the schema says so
+        component = None
+    options: Mapping[str, Callable[[list[float]], float]] = getattr(component, "from_densities", {})
+    return options
+
+
 def validate(tree: dict[str, Any], source: Document) -> Config:
     """Make a Config from plain values. Raises ConfigError with place, key, value and rule of each problem."""
     try:
@@ -97,6 +144,8 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Yield (key, value, rule) of values that are valid alone, but contradict others."""
     pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
     schedule = pruning.schedule
+    if pruning.from_epoch == "best" and pre is None:
+        yield "pruning.from_epoch", "best", "there is no pre_pruning whose epochs could be compared"
     if isinstance(pruning.rewind, int) and (pre is None or pruning.rewind > pre.epochs):
         epochs = 0 if pre is None else pre.epochs
         yield "pruning.rewind", pruning.rewind, f"must be at most the {epochs} epochs of pre_pruning"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Protocol, final
 
 import torch
 from pydantic import Field
@@ -51,8 +51,8 @@ class Penalty:
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
-        self.optimizers = [_mask_optimizer(self.mask, lr)]
-        self.tensors = _tensors(self.mask)
+        self.optimizers = [mask_optimizer(self.mask, lr)]
+        self.tensors = tensors_of(self.mask)
         self.lambda1 = lambda1
         self._lambda2, self._warmup = lambda2, schedules.rise(lambda2_warmup)
 
@@ -79,12 +79,12 @@ class Penalty:
 
     def measure(self) -> Metrics:
         """Return `mask_density` and `mask_open`, which say how sparse the mask is."""
-        return _measure(self.mask)
+        return measured(self.mask)
 
     @staticmethod
     def batched(constraints: Sequence[Penalty], rows: Rows) -> Batched:
         """Combine the masks of K trials, one row per trial."""
-        return _BatchedBernoulli(constraints, rows, aims=False)
+        return BatchedBernoulli(constraints, rows, _Pushed(constraints))
 
 
 @final
@@ -110,8 +110,8 @@ class Target:
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
-        self.optimizers = [_mask_optimizer(self.mask, lr)]
-        self.tensors = _tensors(self.mask)
+        self.optimizers = [mask_optimizer(self.mask, lr)]
+        self.tensors = tensors_of(self.mask)
         self.lambda1 = lambda1
         self.target = partial(cubic_density, start=0.0, end=target_warmup, initial=initial, final=density)
         self._time = 0.0
@@ -136,25 +136,92 @@ class Target:
 
     def measure(self) -> Metrics:
         """Return `mask_density` and `mask_open`, which say how sparse the mask is."""
-        return _measure(self.mask)
+        return measured(self.mask)
 
     @staticmethod
     def batched(constraints: Sequence[Target], rows: Rows) -> Batched:
         """Combine the masks of K trials, one row per trial."""
-        return _BatchedBernoulli(constraints, rows, aims=True)
+        return BatchedBernoulli(constraints, rows, _Aimed(constraints, rows))
+
+
+class Control(Protocol):
+    """The part that makes the masks M (K, n) of K trials sparse."""
+
+    def schedule(self, times: Sequence[float]) -> list[list[float]]:
+        """Return the scheduled values, as `Batched.schedule` does."""
+
+    def lambda2(self, now: Tensor) -> Tensor | None:
+        """Return λ2 of each trial (K,), or None if there is no penalty."""
+
+    def after_step(self, masks: Tensor, now: Tensor) -> None:
+        """Bring the masks back into [0, 1] after a step of their optimizer, in place."""
+
+    def measure(self) -> list[Metrics]:
+        """Return the metrics of each trial besides those of its mask."""
+
+    def write_back(self) -> None:
+        """Copy the state into the trials' own constraints."""
 
 
 @final
-class _BatchedBernoulli:
-    """The Bernoulli masks of K trials; `aims` says whether they are `Target`s or `Penalty`s."""
+class _Pushed:
+    """The control of `Penalty`: λ2 follows its schedule."""
+
+    def __init__(self, constraints: Sequence[Penalty]) -> None:
+        self._constraints = constraints
+
+    def schedule(self, times: Sequence[float]) -> list[list[float]]:
+        return [[c.lambda2(t) for c, t in zip(self._constraints, times, strict=True)]]
+
+    def lambda2(self, now: Tensor) -> Tensor:
+        return now[0]
+
+    def after_step(self, masks: Tensor, now: Tensor) -> None:
+        masks.clamp_(0, 1)
+
+    def measure(self) -> list[Metrics]:
+        return [{} for _ in self._constraints]
+
+    def write_back(self) -> None:
+        pass
+
+
+@final
+class _Aimed:
+    """The control of `Target`: Σ M is set to its prescribed value."""
+
+    def __init__(self, constraints: Sequence[Target], rows: Rows) -> None:
+        self._constraints = constraints
+        self._prunable = rows.prunable
+
+    def schedule(self, times: Sequence[float]) -> list[list[float]]:
+        return [[c.target(t) * self._prunable for c, t in zip(self._constraints, times, strict=True)]]
+
+    def lambda2(self, now: Tensor) -> None:
+        return None
+
+    def after_step(self, masks: Tensor, now: Tensor) -> None:
+        masks.sub_(_SHIFTS(masks, now[0])[:, None])
+        masks.clamp_(0, 1)
+
+    def measure(self) -> list[Metrics]:
+        return [{} for _ in self._constraints]
+
+    def write_back(self) -> None:
+        pass
+
+
+@final
+class BatchedBernoulli:
+    """The Bernoulli masks of K trials; `control` makes them sparse."""
 
     draws = True
 
-    def __init__(self, constraints: Sequence[Any], rows: Rows, *, aims: bool) -> None:
+    def __init__(self, constraints: Sequence[Any], rows: Rows, control: Control) -> None:
         self.used = rows.values.clone()
         self._constraints = constraints
         self._rows = rows
-        self._aims = aims
+        self._control = control
         self._masks = torch.stack([c.mask.mask.detach() for c in constraints])
         self._drawn = torch.empty(0)
         self._optimizer = batched(
@@ -163,11 +230,8 @@ class _BatchedBernoulli:
         self._lambda1 = torch.tensor([c.lambda1 for c in constraints], device=self.used.device)[:, None]
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
-        """Return the prescribed Σ M of each trial, or its λ2."""
-        pairs = list(zip(self._constraints, times, strict=True))
-        if self._aims:
-            return [[c.target(t) * self._rows.prunable for c, t in pairs]]
-        return [[c.lambda2(t) for c, t in pairs]]
+        """Return the scheduled values of the control: the prescribed Σ M of each trial, or its λ2."""
+        return self._control.schedule(times)
 
     def before_forward(self, uniform: Tensor | None, now: Tensor) -> None:
         """Put θ⊙B into `used`."""
@@ -181,14 +245,12 @@ class _BatchedBernoulli:
         """Compute the gradients as `sparsity.masks.mask_gradients` does, with λ per row; then update M."""
         n = self._rows.prunable
         push = self._lambda1 * (1 - 2 * self._masks)
-        if not self._aims:
-            push = push + now[0][:, None]
+        if (lambda2 := self._control.lambda2(now)) is not None:
+            push = push + lambda2[:, None]
         of_mask = push.addcmul_(gradient[:, :n], self._rows.values[:, :n])
         gradient[:, :n].mul_(self._drawn)
         self._optimizer.step(of_mask, factor)
-        if self._aims:
-            self._masks.sub_(_SHIFTS(self._masks, now[0])[:, None])
-        self._masks.clamp_(0, 1)
+        self._control.after_step(self._masks, now)
 
     def after_step(self, now: Tensor) -> None:
         """Do nothing: `before_step` has already updated and clipped M."""
@@ -201,27 +263,35 @@ class _BatchedBernoulli:
     def measure(self) -> list[Metrics]:
         """Return `mask_density` and `mask_open` of each trial."""
         density, is_open = self._masks.mean(1).tolist(), (self._masks > 0.5).float().mean(1).tolist()
-        return [{"mask_density": d, "mask_open": o} for d, o in zip(density, is_open, strict=True)]
+        beside = self._control.measure()
+        return [
+            {"mask_density": d, "mask_open": o, **more}
+            for d, o, more in zip(density, is_open, beside, strict=True)
+        ]
 
     def write_back(self) -> None:
         """Copy M and the state of its optimizer into the trials' own masks and optimizers."""
         self._optimizer.write_back()
+        self._control.write_back()
         for constraint, mask in zip(self._constraints, self._masks, strict=True):
             constraint.mask.mask.data.copy_(mask)
 
 
-def _mask_optimizer(mask: LearnableMask, lr: float) -> torch.optim.Optimizer:
-    # Always Adam, whatever optimizer the weights use: M's gradient g⊙θ differs by orders of magnitude between
-    # layers.
+def mask_optimizer(mask: LearnableMask, lr: float) -> torch.optim.Optimizer:
+    """Make the optimizer of M.
+
+    It is always Adam, whatever optimizer the weights use: M's gradient g⊙θ differs by orders of magnitude
+    between layers.
+    """
     return torch.optim.Adam([mask.mask], lr=lr, fused=True)
 
 
-def _tensors(mask: LearnableMask) -> dict[str, Tensor]:
+def tensors_of(mask: LearnableMask) -> dict[str, Tensor]:
     """The tensors of a mask that a checkpoint must hold besides the model and the optimizers."""
     return {"prunetune:theta": mask.theta.detach(), "prunetune:mask": mask.mask.detach()}
 
 
-def _measure(mask: LearnableMask) -> Metrics:
+def measured(mask: LearnableMask) -> Metrics:
     """Return `mask_density`, the mean of M (the expected density), and `mask_open`, the share of M > ½."""
     values = mask.mask.detach()
     return {"mask_density": float(values.mean()), "mask_open": float((values > 0.5).float().mean())}

@@ -50,6 +50,7 @@ BASE: Tree = {
 ALSO: tuple[Tree, ...] = (
     {"pruning": {"schedule": {"name": "gradual"}}, "post_pruning": {"dynamic": None}},
     {"pre_pruning": {"mask": {"method": "target"}}},
+    {"pre_pruning": {"mask": {"method": "path", "lowest": 0.2}}, "pruning": {"from_epoch": "best"}},
     {"pruning": {"structure": "channel", "schedule": "one_shot"}, "post_pruning": {"dynamic": None}},
     {"pre_pruning": None, "pruning": {"rewind": "none"}},
 )
@@ -58,6 +59,7 @@ ALSO: tuple[Tree, ...] = (
 VALUES: dict[str, Any] = {
     "pruning.structure": "channel",
     "pruning.rewind": "init",
+    "pre_pruning.mask.factor": 2.0,
     "storage": "elsewhere",
     "resources.trials_per_worker": 3,
     "tracking.trackers": [],
@@ -270,6 +272,8 @@ def another_tree(tree: Tree, key: str) -> Tree | None:
             return None
         other = next((name for name in section.kind.names if name != present[section.key]), "")
         return with_component(tree, path, section, other) if other else None
+    if key == "pruning.from_epoch" and tree["pre_pruning"] is None:
+        return None  # refused: there are no epochs to choose from
     value = value_at(tree, key)
     annotation = ANNOTATIONS[key]
     if value is PydanticUndefined or (annotation is None and value is None):
