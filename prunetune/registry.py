@@ -13,7 +13,6 @@ many) and those named in the kind's `provided`. Options are checked against thei
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import inspect
 import sys
@@ -24,6 +23,7 @@ from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict, create_model
 
+from prunetune import source_code
 from prunetune.errors import did_you_mean
 
 _SETTINGS = ConfigDict(
@@ -80,7 +80,10 @@ class Kind:
         Raises UnknownComponentError for a name that is neither built in nor an import path, and for a path
         that cannot be imported.
         """
-        return _load(self._path(name))
+        found = _load(self._path(name))
+        if name not in self._built_in:
+            source_code.remember(_module_of(name))
+        return found
 
     def options(self, name: str) -> type[BaseModel]:
         """Return a pydantic model whose fields are the component's options, with their defaults and rules."""
@@ -103,11 +106,21 @@ class Kind:
     def code(self, name: str) -> str | None:
         """Return the SHA-256 of the source of a user's own component; None for a built-in one.
 
-        It covers the module of the import path and all loaded modules of the same top-level package, except
-        installed ones. It is part of what determines a result: the same path with other code is another
-        component.
+        It covers the module of the import path and the user's own modules that it imports
+        (`source_code.py`), as they were when they were loaded; a later edit counts after they are loaded
+        again. It is part of what determines a result: the same path with other code is another component.
+
+        Raises UnknownComponentError if there is no source, because a change would not be noticed.
         """
-        return None if name in self._built_in else _source_digest(self._path(name))
+        if name in self._built_in:
+            return None
+        found = source_code.digest(_module_of(name), self.find(name))
+        if found is None:
+            raise UnknownComponentError(
+                "its source cannot be read, so a change would not be noticed: "
+                "put it in a file that can be imported"
+            )
+        return found
 
     def _path(self, name: str) -> str:
         if name in self._built_in:
@@ -120,6 +133,10 @@ class Kind:
                 + did_you_mean(name, self.names)
             )
         return name
+
+
+def _module_of(path: str) -> str:
+    return path.partition(":")[0]
 
 
 def _load(path: str) -> Any:
@@ -173,26 +190,6 @@ def _hints(component: Any) -> dict[str, Any]:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:  # an annotation that exists only for type checkers
         return {}
-
-
-def _source_digest(path: str) -> str:
-    _load(path)
-    module_name = path.partition(":")[0]
-    package = module_name.partition(".")[0]
-    names = {module_name} | {
-        name for name in sys.modules if name.partition(".")[0] == package and not _is_installed(name)
-    }
-    sha = hashlib.sha256()
-    for name in sorted(names):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and Path(file).is_file():
-            sha.update(name.encode() + b"\0" + Path(file).read_bytes() + b"\0")
-    return sha.hexdigest()
-
-
-def _is_installed(module: str) -> bool:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is None or bool({"site-packages", "dist-packages"} & set(Path(file).parts))
 
 
 CRITERIA = Kind(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Iterator
@@ -193,6 +194,8 @@ def test_changed_code_is_another_key(mine: Path, tiny: Tree) -> None:
     before = keys()
     path = mine / "mine_criterion.py"
     path.write_text(path.read_text() + "\n# another version\n")
+    assert keys() == before  # what is loaded is what runs
+    importlib.reload(sys.modules["mine_criterion"])
     after = keys()
     assert before["pre_pruning"] == after["pre_pruning"]
     assert before["pruning"] != after["pruning"]

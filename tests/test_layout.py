@@ -12,7 +12,7 @@ import prunetune
 PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
-    ("errors", "version"),
+    ("errors", "version", "source_code"),
     ("registry",),
     ("config", "sparsity"),
     ("store", "models", "data"),

@@ -256,12 +256,14 @@ def test_a_users_module_that_does_not_fit_the_data_is_a_users_error(users: Path)
         build_users("Unnamed", outputs=7)
 
 
-def test_the_source_of_a_users_module_has_a_digest_that_follows_the_file(users: Path) -> None:
+def test_the_source_of_a_users_module_has_a_digest_that_follows_what_is_loaded(users: Path) -> None:
     config = ModelConfig(name="users_net:Unnamed")
     before = config.code
     assert before is not None
     assert ModelConfig(name="users_net:factory").code == before
     users.write_text(MODULE + "# changed\n")
+    assert config.code == before  # the old code is what runs
+    importlib.reload(sys.modules["users_net"])
     assert config.code != before
     assert MLP.code is None
 
