@@ -52,14 +52,17 @@ class Kind:
         positional: int = 0,
         provided: Iterable[str] = (),
         is_tolerant: bool = True,
+        is_keyed: bool = True,
     ) -> None:
         """`built_in` maps names to import paths.
 
         The first `positional` parameters of a component, and those in `provided`, are not options. With
         `is_tolerant`, an option that only another built-in component has is ignored: so `momentum` may be
-        given beside an optimizer's name that is searched over `sgd` and `adam`.
+        given beside an optimizer's name that is searched over `sgd` and `adam`. `is_keyed` says whether the
+        component determines what a trial computes; then its code is part of the key.
         """
         self.what = what
+        self.is_keyed = is_keyed
         self._built_in = dict(built_in)
         self._provided = frozenset(provided)
         self._positional = positional
@@ -320,6 +323,7 @@ outputs that the task needs, whether they are classes or not.
 EXECUTORS = Kind(
     "executor",
     {"ray": "prunetune.execution.ray_tune:RayTune", "in_process": "prunetune.execution.in_process:InProcess"},
+    is_keyed=False,
 )
 """`run_sweep(…, executor=…)`: a class of executors, which run the trials (`execution/seam.py`)."""
 
@@ -327,6 +331,7 @@ SAMPLERS = Kind(
     "sampler",
     {"tpe": "prunetune.search.samplers:tpe", "random": "prunetune.search.samplers:random"},
     provided=("seed",),
+    is_keyed=False,
 )
 """`search.sampler`: a function `sampler(*, seed, options…) -> optuna.samplers.BaseSampler`."""
 
@@ -334,11 +339,12 @@ EARLY_STOPPING = Kind(
     "early stopping",
     {"asha": "prunetune.search.early_stopping:Asha"},
     positional=1,
+    is_keyed=False,
 )
 """`search.early_stopping`: a class `rule(*, longest, options…)` that implements `StoppingRule`.
 
 One object per density decides which trials end early (`search/early_stopping.py`).
 """
 
-TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"}, positional=1)
+TRACKERS = Kind("tracker", {"mlflow": "prunetune.trackers.built_in:mlflow"}, positional=1, is_keyed=False)
 """`tracking.trackers`: a function `tracker(sweep, *, options…) -> Tracker` (`trackers/tracker.py`)."""

@@ -10,7 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import ValidationError
 
+from prunetune.config.schema import CriterionConfig, SamplerConfig
 from prunetune.registry import CRITERIA, UnknownComponentError
 
 
@@ -124,4 +126,7 @@ def test_what_has_no_source_is_refused() -> None:
     exec("def f(scene): ...", sys.modules["own_typed"].__dict__)
     with pytest.raises(UnknownComponentError, match="its source cannot be read, so a change would not be"):
         CRITERIA.code("own_typed:f")
+    with pytest.raises(ValidationError, match="its source cannot be read"):
+        CriterionConfig.model_validate("own_typed:f")
+    SamplerConfig.model_validate({"name": "own_typed:f", "scene": 1})  # determines no result
     del sys.modules["own_typed"]

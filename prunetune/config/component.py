@@ -111,6 +111,8 @@ class Component(BaseModel):
     @classmethod
     def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in given.items() if not cls.kind.ignores(name, key)}
+        if cls.kind.is_keyed:
+            cls.kind.code(name)  # where it cannot be read, the file's key is to be named
         options = cls.kind.options(name).model_validate(given)
         # The defaults of a user's own component need not be plain data; they stay in its code.
         fields = type(options).model_fields if cls.kind.is_built_in(name) else options.model_fields_set
