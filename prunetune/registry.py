@@ -6,8 +6,8 @@ frameworks that are not used are not loaded.
 
 A component is a function or a class. Its *options*, which are the further keys in a configuration, are its
 parameters, except those that this project passes itself: the first ones (the kind's `positional` says how
-many) and those named in the kind's `provided`. Options are checked against their annotations, such as
-`lr: Annotated[float, Field(gt=0)]`. Built-in components have keyword-only options.
+many) and those named in the kind's `provided` and `required`. Options are checked against their annotations,
+such as `lr: Annotated[float, Field(gt=0)]`. Built-in components have keyword-only options.
 """
 
 from __future__ import annotations
@@ -51,20 +51,23 @@ class Kind:
         *,
         positional: int = 0,
         provided: Iterable[str] = (),
+        required: Iterable[str] = (),
         is_tolerant: bool = True,
         is_keyed: bool = True,
     ) -> None:
         """`built_in` maps names to import paths.
 
-        The first `positional` parameters of a component, and those in `provided`, are not options. With
-        `is_tolerant`, an option that only another built-in component has is ignored: so `momentum` may be
-        given beside an optimizer's name that is searched over `sgd` and `adam`. `is_keyed` says whether the
-        component determines what a trial computes; then its code is part of the key.
+        The first `positional` parameters of a component, and those in `provided` and `required`, are not
+        options; it need not have those in `provided`. With `is_tolerant`, an option that only another
+        built-in component has is ignored: so `momentum` may be given beside an optimizer's name that is
+        searched over `sgd` and `adam`. `is_keyed` says whether the component determines what a trial
+        computes; then its code is part of the key.
         """
         self.what = what
         self.is_keyed = is_keyed
         self._built_in = dict(built_in)
         self._provided = frozenset(provided)
+        self._required = frozenset(required)
         self._positional = positional
         self._is_tolerant = is_tolerant
 
@@ -89,8 +92,12 @@ class Kind:
         return found
 
     def options(self, name: str) -> type[BaseModel]:
-        """Return a pydantic model whose fields are the component's options, with their defaults and rules."""
-        return _options(self.find(name), self._path(name), self._positional, self._provided)
+        """Return a pydantic model whose fields are the component's options, with their defaults and rules.
+
+        Raises UnknownComponentError as `find`, and for a component that cannot be called as its kind is.
+        """
+        component = self.find(name)
+        return _options(component, self._path(name), self._positional, self._required, self._provided)
 
     def takes(self, name: str, option: str) -> bool:
         """Whether the component has this option; True for an unknown component, reported elsewhere."""
@@ -159,19 +166,23 @@ def _load(path: str) -> Any:
 
 
 @functools.cache
-def _options(component: Any, path: str, positional: int, provided: frozenset[str]) -> type[BaseModel]:
+def _options(
+    component: Any, path: str, positional: int, required: frozenset[str], provided: frozenset[str]
+) -> type[BaseModel]:
     # Cached by the component and not only by its path, because a module may be edited and loaded again.
     try:
-        parameters = list(inspect.signature(component).parameters.values())[positional:]
+        parameters = list(inspect.signature(component).parameters.values())
     except (TypeError, ValueError):  # a function written in C has no signature
         parameters, is_open = [], True
     else:
         is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        _check_call(parameters, positional, required)
+        parameters = parameters[positional:]
     hints = _hints(component)
     fields: dict[str, Any] = {}
     for parameter in parameters:
         is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if is_named and parameter.name not in provided:
+        if is_named and parameter.name not in provided | required:
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[parameter.name] = (hints.get(parameter.name, Any), default)
     settings = ConfigDict(**{**_SETTINGS, "extra": "allow" if is_open else "forbid"})
@@ -180,6 +191,18 @@ def _options(component: Any, path: str, positional: int, provided: frozenset[str
     except Exception:  # annotations that pydantic does not support
         loose: dict[str, Any] = {name: (Any, default) for name, (_, default) in fields.items()}
         return _model(path, settings, loose)
+
+
+def _check_call(parameters: list[inspect.Parameter], positional: int, required: frozenset[str]) -> None:
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(by_place) < positional and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        raise UnknownComponentError(
+            f"is called with {positional} argument(s) by position, and takes {len(by_place)}"
+        )
+    by_name = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    missing = sorted(required - by_name)
+    if missing and not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        raise UnknownComponentError(f"is called with {missing[0]}=, and has no such parameter")
 
 
 def _model(name: str, settings: ConfigDict, fields: dict[str, Any]) -> type[BaseModel]:
@@ -218,7 +241,7 @@ INITIALIZERS = Kind(
         "zero_paper": "prunetune.sparsity.initializers:zero_paper",
     },
     positional=1,
-    provided=("generator",),
+    required=("generator",),
 )
 """`pre_pruning.initializer`: a function `initializer(shape, *, generator, options…)` that draws a weight."""
 
@@ -244,7 +267,7 @@ DYNAMICS = Kind(
         "set": "prunetune.methods.dynamic:Set",
     },
     positional=2,
-    provided=("seed",),
+    required=("seed",),
 )
 """`post_pruning.dynamic`: a class of masks that move during training (`engine/constraint.py`).
 
@@ -330,7 +353,7 @@ EXECUTORS = Kind(
 SAMPLERS = Kind(
     "sampler",
     {"tpe": "prunetune.search.samplers:tpe", "random": "prunetune.search.samplers:random"},
-    provided=("seed",),
+    required=("seed",),
     is_keyed=False,
 )
 """`search.sampler`: a function `sampler(*, seed, options…) -> optuna.samplers.BaseSampler`."""
@@ -338,7 +361,7 @@ SAMPLERS = Kind(
 EARLY_STOPPING = Kind(
     "early stopping",
     {"asha": "prunetune.search.early_stopping:Asha"},
-    positional=1,
+    required=("longest",),
     is_keyed=False,
 )
 """`search.early_stopping`: a class `rule(*, longest, options…)` that implements `StoppingRule`.

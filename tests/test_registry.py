@@ -1,0 +1,61 @@
+"""What a component's signature says about its options, and what is no component."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from prunetune.config.component import Component
+from prunetune.config.schema import CriterionConfig, EarlyStoppingConfig
+
+MODULE = """\
+from __future__ import annotations
+
+class Patient:
+    def __init__(self, *, patience: int = 3, longest: int): ...
+
+class Endless:
+    def __init__(self, *, patience: int = 3): ...
+
+def nothing(*, power: float = 1.0): ...
+"""
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The module above, as `own_parts`."""
+    (tmp_path / "own_parts.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop("own_parts", None)
+
+
+def options(section: type[Component], name: str, **given: Any) -> dict[str, Any]:
+    return section.model_validate({"name": f"own_parts:{name}", **given}).options
+
+
+def test_what_is_passed_by_name_is_no_option_wherever_it_stands() -> None:
+    assert options(EarlyStoppingConfig, "Patient", patience=2) == {"patience": 2}
+    with pytest.raises(ValidationError, match="unknown key"):
+        options(EarlyStoppingConfig, "Patient", longest=2)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "words"),
+    [
+        (EarlyStoppingConfig, "Endless", "is called with longest=, and has no such parameter"),
+        (CriterionConfig, "nothing", r"is called with 1 argument\(s\) by position, and takes 0"),
+    ],
+)
+def test_what_cannot_be_called_as_its_kind_is_refused(
+    section: type[Component], name: str, words: str
+) -> None:
+    with pytest.raises(ValidationError, match=words):
+        options(section, name)
