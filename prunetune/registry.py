@@ -17,8 +17,9 @@ import importlib
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, final
 
 from pydantic import BaseModel, ConfigDict, create_model
@@ -178,13 +179,13 @@ def _options(
         is_open = any(p.kind is p.VAR_KEYWORD for p in parameters)
         _check_call(parameters, positional, required)
         parameters = parameters[positional:]
-    hints = _hints(component)
+    names = _globals(component)
     fields: dict[str, Any] = {}
     for parameter in parameters:
         is_named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         if is_named and parameter.name not in provided | required:
             default = ... if parameter.default is parameter.empty else parameter.default
-            fields[parameter.name] = (hints.get(parameter.name, Any), default)
+            fields[parameter.name] = (_hint(parameter, names), default)
     settings = ConfigDict(**{**_SETTINGS, "extra": "allow" if is_open else "forbid"})
     try:
         return _model(path, settings, fields)
@@ -210,12 +211,30 @@ def _model(name: str, settings: ConfigDict, fields: dict[str, Any]) -> type[Base
     return made
 
 
-def _hints(component: Any) -> dict[str, Any]:
-    function: Callable[..., Any] = component.__init__ if inspect.isclass(component) else component
+def _hint(parameter: inspect.Parameter, names: dict[str, Any]) -> Any:
+    """Return the annotation of a parameter, with its names looked up in `names`; Any if there is none."""
+    if parameter.annotation is parameter.empty:
+        return Any
+    # Each parameter by itself, because an annotation may exist only for type checkers.
+    alone = SimpleNamespace(__annotations__={parameter.name: parameter.annotation})
     try:
-        return typing.get_type_hints(function, include_extras=True)
-    except Exception:  # an annotation that exists only for type checkers
-        return {}
+        return typing.get_type_hints(alone, names, include_extras=True)[parameter.name]
+    except Exception:
+        return Any
+
+
+def _globals(component: Any) -> dict[str, Any]:
+    """Return the global names of the module in which a component's annotations are written."""
+    while isinstance(component, functools.partial):
+        component = component.func
+    if inspect.isclass(component):
+        function: Any = component.__init__
+    elif inspect.isroutine(component):
+        function = component
+    else:  # an object that can be called
+        function = type(component).__call__
+    function = inspect.unwrap(function)
+    return getattr(function, "__globals__", {})
 
 
 CRITERIA = Kind(

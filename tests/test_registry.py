@@ -16,6 +16,21 @@ from prunetune.config.schema import CriterionConfig, EarlyStoppingConfig
 
 MODULE = """\
 from __future__ import annotations
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from nowhere import Scene, Scores
+
+def typed(scene: Scene, *, other: Scene = None, count: Annotated[int, Field(ge=1)] = 2) -> Scores: ...
+
+half = partial(typed, other=1)
+
+class Typed:
+    def __call__(self, scene: Scene, *, other=None, count: Annotated[int, Field(ge=1)] = 2) -> Scores: ...
+
+made = Typed()
 
 class Patient:
     def __init__(self, *, patience: int = 3, longest: int): ...
@@ -59,3 +74,10 @@ def test_what_cannot_be_called_as_its_kind_is_refused(
 ) -> None:
     with pytest.raises(ValidationError, match=words):
         options(section, name)
+
+
+@pytest.mark.parametrize("name", ["typed", "half", "made"])
+def test_a_name_for_type_checkers_costs_only_its_own_parameter_the_rule(name: str) -> None:
+    assert options(CriterionConfig, name, other="anything", count=1) == {"other": "anything", "count": 1}
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        options(CriterionConfig, name, count=0)
