@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -17,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from prunetune.config import space
 from prunetune.config.component import Component
 from prunetune.config.schema import COUNTS_WHEN, DOES_NOT_DETERMINE, Config
+from prunetune.config.sections import section_at
 
 
 def determining_fields() -> tuple[str, ...]:
@@ -96,28 +94,6 @@ def _holds(rule: tuple[str, Any, Any], siblings: Mapping[str, Any]) -> bool:
         return bool(counts(value))
     except TypeError:  # a value of the wrong type, which the schema reports
         return True
-
-
-@functools.cache
-def section_at(path: str) -> type[BaseModel] | None:
-    """Return the section at a dotted key ("" is the whole file), or None where there is no section."""
-    section: type[BaseModel] | None = Config
-    for part in path.split(".") if path else ():
-        if section is None or part not in section.model_fields:
-            return None
-        section = section_in(section.model_fields[part].annotation)
-    return section
-
-
-def section_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the section within a type such as `Annotated[MaskConfig | None, …]`, or None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
-        for argument in typing.get_args(annotation):
-            if (found := section_in(argument)) is not None:
-                return found
-    return None
 
 
 def canonical(value: Any, key: str | None = None) -> Any:

@@ -15,11 +15,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from prunetune.config import document, space
-from prunetune.config.canonical import determining_fields, is_active, section_at
+from prunetune.config.canonical import determining_fields, is_active
 from prunetune.config.component import Component
 from prunetune.config.distributions import join
 from prunetune.config.document import Document
 from prunetune.config.schema import Config, pattern
+from prunetune.config.sections import section_at
 from prunetune.errors import ConfigError, Problem, did_you_mean
 from prunetune.registry import UnknownComponentError
 

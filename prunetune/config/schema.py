@@ -64,11 +64,6 @@ class ScheduleConfig(Component):
     warmup: float = Field(0.0, ge=0, lt=1, description="share of the stage with a linear rise from 0")
 
 
-def _named(value: Any) -> Any:
-    """Expand a name, such as `one_shot`, to a section `{name: one_shot}`."""
-    return {"name": value} if isinstance(value, str) else value
-
-
 class OptimizerConfig(Component):
     """The optimizer of the weights. Weight decay acts on weights, never on masks."""
 
@@ -111,12 +106,19 @@ class PruningScheduleConfig(Section):
     stage.
     """
 
+    key: ClassVar = "name"
+    """The key of the value that may stand alone: `iterative` is short for `{name: iterative}`."""
+
     name: Literal["one_shot", "iterative", "gradual"] = "one_shot"
     rounds: int = Field(5, ge=2, description="for `iterative`")
     epochs: int = Field(5, ge=1, description="of retraining after each round but the last")
     start: float = Field(0.0, ge=0, lt=1, description="for `gradual`")
     end: float = Field(0.75, gt=0, le=1)
     every: int = Field(20, ge=1, description="steps")
+
+
+def _named(value: Any) -> Any:
+    return {PruningScheduleConfig.key: value} if isinstance(value, str) else value
 
 
 def _rewind(value: Any) -> Any:

@@ -12,6 +12,7 @@ from prunetune.config.canonical import configuration_hash
 from prunetune.config.document import Document
 from prunetune.config.reading import validate
 from prunetune.config.schema import DOES_NOT_DETERMINE, Config
+from prunetune.config.sections import expanded
 from prunetune.engine.epoch import Epoch
 from prunetune.tasks import ACCURACY, accuracy
 
@@ -141,7 +142,7 @@ def trial_config(record: TrialRecord, base: Config) -> Config:
     for key in DOES_NOT_DETERMINE:
         parent, _, field = key.rpartition(".")
         if parent:
-            tree[parent] = {**tree[parent], field: today[parent][field]}
+            tree[parent] = {**expanded(parent, tree[parent]), field: today[parent][field]}
         else:
             tree[field] = today[field]
     return validate({**tree, "densities": [record.density]}, RECORDED)

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from prunetune.config.canonical import section_at
-from prunetune.config.component import Component
 from prunetune.config.distributions import is_distribution
 from prunetune.config.document import Document
+from prunetune.config.sections import expanded
 from prunetune.errors import UserError
 
 HERE = "param_space"
@@ -66,15 +65,13 @@ def over(base: Document, values: Mapping[str, Any], place: str) -> Document:
         *parents, last = key.split(".")
         node = tree
         for depth, part in enumerate(parents, start=1):
-            child = node.get(part)
+            path, child = ".".join(parents[:depth]), node.get(part)
             if child is None or is_distribution(child):
-                child = node[part] = {}
-            section = section_at(".".join(parents[:depth]))
-            if isinstance(child, str) and section is not None and issubclass(section, Component):
-                child = node[part] = {section.key: child}  # `adam` is short for `{name: adam}`
+                child = {}
+            child = node[part] = expanded(path, child)
             if not isinstance(child, dict):
                 rule = f"is not a mapping, so {key} cannot be set"
-                raise Document(base.source, tree, places).problem(".".join(parents[:depth]), rule, child)
+                raise Document(base.source, tree, places).problem(path, rule, child)
             node = child
         if values[key] is None:
             off.append(f"{key}.")

@@ -102,6 +102,16 @@ def test_a_trial_runs_what_was_proposed_with_todays_paths(tmp_path: Path) -> Non
     assert canonical(config.pre_pruning)["optimizer"]["lr"] == record.params["pre_pruning.optimizer.lr"]
 
 
+def test_a_trial_of_data_by_their_name_alone_gets_todays_paths(tmp_path: Path) -> None:
+    _, _, _, record = one_record(tmp_path, "data=digits")
+    today, _, _ = make_sweep(tmp_path, "data.root=/new")
+    assert record.tree["data"] == "digits"
+    assert (trial_config(record, today).data.name, trial_config(record, today).data.root) == (
+        "digits",
+        "/new",
+    )
+
+
 def test_a_second_driver_of_the_same_sweep_is_refused(tmp_path: Path) -> None:
     code = textwrap.dedent(
         f"""

@@ -17,9 +17,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from prunetune import data as datasets
-from prunetune.config.canonical import configuration_hash, section_in
+from prunetune.config.canonical import configuration_hash
 from prunetune.config.component import Component
 from prunetune.config.schema import DOES_NOT_DETERMINE, Config, DataConfig
+from prunetune.config.sections import section_in
 from prunetune.stages.plan import plan
 
 Tree = dict[str, Any]
