@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from prunetune.config.sections import expanded
 from prunetune.errors import ConfigError, Problem, UserError
 
 
@@ -202,7 +203,8 @@ def _remote_content(uri: str) -> bytes:
 def override(document: Document, assignments: Iterable[str], place: str = "command line") -> Document:
     """Apply `dotted.key=value` assignments, with values in YAML; messages call their place `place`.
 
-    Missing or null parents become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on. Raises
+    Missing or null parents become mappings: `pre_pruning.mask.lambda2=1e-4` switches a mask on. A component's
+    name alone becomes one as well, so that options can be set below `criterion: grasp`. Raises
     UserError for text that is no assignment, and ConfigError where a parent is not a mapping.
     """
     return assign(document, [_parsed(assignment, place) for assignment in assignments], place)
@@ -218,11 +220,9 @@ def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) ->
             raise UserError(f"{place}: {key!r}: expected a dotted key")
         parent = tree
         for depth, part in enumerate(parts[:-1], start=1):
-            if parent.get(part) is None:
-                parent[part] = {}
-            child = parent[part]
+            parent_key, child = ".".join(parts[:depth]), parent.get(part)
+            child = parent[part] = {} if child is None else expanded(parent_key, child)
             if not isinstance(child, dict):
-                parent_key = ".".join(parts[:depth])
                 so_far = Document(document.source, tree, places)
                 raise so_far.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
             parent = child

@@ -20,7 +20,7 @@ from prunetune.config.component import Component
 from prunetune.config.distributions import join
 from prunetune.config.document import Document
 from prunetune.config.schema import Config, pattern
-from prunetune.config.sections import section_at
+from prunetune.config.sections import expanded, section_at
 from prunetune.errors import ConfigError, Problem, did_you_mean
 from prunetune.registry import UnknownComponentError
 
@@ -107,6 +107,7 @@ def _completed(node: Any, path: str, densities: list[float]) -> Any:
         return dataclasses.replace(
             node, options=tuple(_completed(option, path, densities) for option in node.options)
         )
+    node = expanded(path, node)
     if not isinstance(node, dict):
         return node
     found = {key: _completed(child, join(path, str(key)), densities) for key, child in node.items()}

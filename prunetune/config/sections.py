@@ -1,4 +1,4 @@
-"""Which section of the schema a dotted key leads to, and the short form in which a file may write it."""
+"""Finds the section of the schema at a dotted key, and expands the short form that a file may contain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from prunetune.config.schema import Config
 
 @functools.cache
 def section_at(path: str) -> type[BaseModel] | None:
-    """The section that a dotted key leads to ("" is the whole file), or None where it leads to none."""
+    """Return the section at a dotted key ("" is the whole file), or None where there is no section."""
     section: type[BaseModel] | None = Config
     for part in path.split(".") if path else ():
         if section is None or part not in section.model_fields:
@@ -24,7 +24,7 @@ def section_at(path: str) -> type[BaseModel] | None:
 
 
 def section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section in a type such as `Annotated[MaskConfig | None, …]`."""
+    """Return the section within a type such as `Annotated[MaskConfig | None, …]`, or None."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     if typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
@@ -35,6 +35,6 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def expanded(path: str, value: Any) -> Any:
-    """What stands at a dotted key; a mapping where it is a name alone: `adam` is short for `{name: adam}`."""
+    """Return the value at a dotted key, with a name alone expanded: `adam` is short for `{name: adam}`."""
     key = getattr(section_at(path), "key", None)
     return value if key is None or not isinstance(value, str) else {key: value}

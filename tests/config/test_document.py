@@ -163,6 +163,22 @@ def test_an_override_makes_missing_and_null_parents() -> None:
     assert changed.tree == {"mask": {"lambda2": 1e-4}, "new": {"deep": {"key": True}}}
 
 
+def test_an_override_below_a_components_name_expands_it() -> None:
+    source = parsed("pruning: {criterion: grasp, schedule: iterative}\npre_pruning: {mask: target}\n")
+    changed = document.override(
+        source,
+        ["pruning.criterion.temperature=100", "pruning.schedule.rounds=3", "pre_pruning.mask.initial=0.9"],
+    )
+    assert changed.tree == {
+        "pruning": {
+            "criterion": {"name": "grasp", "temperature": 100},
+            "schedule": {"name": "iterative", "rounds": 3},
+        },
+        "pre_pruning": {"mask": {"method": "target", "initial": 0.9}},
+    }
+    assert changed.where("pruning.criterion.name") == "f.yaml:1"
+
+
 def test_later_overrides_win_and_may_hold_equal_signs_or_nothing() -> None:
     changed = document.override(parsed(), ["name=a", "name=b=c", "flow="])
     assert changed.tree["name"] == "b=c"
