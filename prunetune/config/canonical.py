@@ -109,7 +109,11 @@ def canonical(value: Any, key: str | None = None) -> Any:
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         defaults = value.kind.options(value.name).model_fields
         for option, given in value.options.items():
-            fields[option] = given if value.counts(option) else defaults[option].default
+            if value.counts(option):
+                fields[option] = given
+            elif value.kind.is_built_in(value.name):
+                fields[option] = defaults[option].default
+            # Else it is left out, as a user's option that is not given.
         if (code := value.code) is not None:
             fields["(code)"] = code
     else:

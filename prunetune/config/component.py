@@ -65,7 +65,13 @@ class Component(BaseModel):
         another option and a function of that option's value.
         """
         rule = getattr(self.component, "counts_when", {}).get(option)
-        return rule is None or bool(rule[1](self.options[rule[0]]))
+        if rule is None:
+            return True
+        sibling, counts = rule
+        options = self.options
+        if sibling not in options:  # of a user's component only what is given is there
+            options[sibling] = self.kind.options(self.name).model_fields[sibling].default
+        return bool(counts(options[sibling]))
 
     @model_validator(mode="wrap")
     @classmethod

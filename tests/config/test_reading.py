@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from prunetune.config import document, space
 from prunetune.config import reading as configuration
 from prunetune.config.canonical import canonical, digest, is_active, kept
-from prunetune.config.schema import Config, EarlyStoppingConfig, PostPruningConfig, PrePruningConfig
+from prunetune.config.schema import (
+    Config,
+    CriterionConfig,
+    EarlyStoppingConfig,
+    PostPruningConfig,
+    PrePruningConfig,
+)
 from prunetune.errors import ConfigError, UserError, did_you_mean
 from prunetune.stages.plan import most_epochs
 
@@ -485,6 +491,26 @@ def test_configurations_that_compute_the_same_are_equal(one: Any, other: Any) ->
 def test_configurations_that_compute_something_else_are_not(one: Any, other: Any) -> None:
     assert canonical(one) != canonical(other)
     assert digest(canonical(one)) != digest(canonical(other))
+
+
+def steep(scene: Any, *, power: float = 1.0, sharp: float = 2.0, blunt: float = 0.0) -> dict[str, Any]:
+    """A user's criterion; never called here."""
+    raise NotImplementedError
+
+
+steep.counts_when = {  # type: ignore[attr-defined]
+    "sharp": ("power", lambda power: power > 0),
+    "blunt": ("power", lambda power: power < 0),
+}
+
+
+def test_an_option_of_a_users_counts_by_the_default_of_another_and_is_left_out_where_it_does_not() -> None:
+    def form(**options: float) -> Any:
+        return canonical(CriterionConfig.model_validate({"name": f"{__name__}:steep", **options}))
+
+    assert form(sharp=3.0)["sharp"] == 3.0
+    assert form(power=-1.0, sharp=3.0) == form(power=-1.0)
+    assert form(blunt=3.0) == form() != form(sharp=3.0)
 
 
 def test_canonical_does_not_change_what_it_is_given(tiny: dict[str, Any]) -> None:
