@@ -25,7 +25,8 @@ class Component(BaseModel):
 
     Options are checked against the component's signature (`Kind.options`), their defaults are filled in, and
     they become attributes of the section. An option that only other components of the kind have is dropped.
-    Subclasses name their `kind`, and may have fields of their own besides the options.
+    Subclasses name their `kind`, and may have fields of their own besides the options. A field that a
+    component also takes as an option is passed to it too.
     """
 
     model_config = ConfigDict(
@@ -96,7 +97,7 @@ class Component(BaseModel):
         options: dict[str, Any] = {}
         if isinstance(name, str):
             try:
-                options = cls._checked(name, rest)
+                options = cls._checked(name, {**rest, **cls._shared(name, own)})
             except UnknownComponentError as error:
                 where = () if is_short else (cls.key,)
                 errors.append(_error("unknown_component", str(error), where, name))
@@ -115,6 +116,14 @@ class Component(BaseModel):
         return _detail({**item, "loc": loc})
 
     @classmethod
+    def _shared(cls, name: str, own: dict[str, Any]) -> dict[str, Any]:
+        """Of the section's own fields those that a user's component takes too, and that are not null."""
+        taken = cls.kind.options(name).model_fields
+        return {
+            key: given for key, given in own.items() if key in taken and key != "name" and given is not None
+        }
+
+    @classmethod
     def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
         given = {key: value for key, value in given.items() if not cls.kind.ignores(name, key)}
         if cls.kind.is_keyed:
@@ -129,11 +138,18 @@ class Component(BaseModel):
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: Callable[[Any], dict[str, Any]]) -> Any:
-        """Dump the name first, then options and fields; only the name if there are none."""
-        dumped = handler(self)
-        own = {key: value for key, value in dumped.items() if key in type(self).model_fields}
-        options = {key: value for key, value in dumped.items() if key not in own}
+        """Dump the name first, then options and fields; only the name if there are none.
+
+        A field that the component also takes is left out if it was not given, because the component has its
+        own default.
+        """
+        dumped, fields = handler(self), type(self).model_fields
+        options = {key: value for key, value in dumped.items() if key not in fields}
+        own = {key: value for key, value in dumped.items() if key in fields}
         name = own.pop("name")
+        for key in own.keys() & self.kind.options(name).model_fields.keys() - self.options.keys():
+            if getattr(self, key) == fields[key].get_default(call_default_factory=True):
+                del own[key]
         return {self.key: name, **options, **own} if options or own else name
 
 

@@ -217,6 +217,28 @@ def test_a_users_model_is_an_import_path_with_further_keys() -> None:
     assert "must be one of mlp, vgg16" in message("model.name='no-module:Net'")
 
 
+def narrow(in_channels: int, num_classes: int, limit: int = 3) -> Any:
+    """A user's constructor; never called here."""
+    raise NotImplementedError
+
+
+def few(root: str, *, limit: int = 60) -> Any:
+    """A user's data source; never called here."""
+    raise NotImplementedError
+
+
+def test_a_field_of_the_section_that_a_users_component_takes_is_given_to_it() -> None:
+    model = f"model={{name: '{__name__}:narrow', in_channels: 1}}"
+    config = loaded(model, f"data={{name: '{__name__}:few', limit: 40}}")
+    assert (config.model.in_channels, config.model.options) == (1, {"in_channels": 1})
+    assert (config.data.limit, config.data.options) == (40, {"limit": 40})
+    assert Config.model_validate(config.tree()) == config
+    assert "model.in_channels: is required" in message(model.replace("1}", "null}"))
+    config = loaded(f"data={{name: '{__name__}:few'}}")  # which has its own default
+    assert (config.data.limit, config.data.options) == (None, {})
+    assert Config.model_validate(config.tree()) == config
+
+
 def test_short_forms_of_named_sections() -> None:
     config = loaded("post_pruning.optimizer.schedule=cosine", "search.early_stopping=asha")
     assert config.post_pruning.optimizer.schedule.name == "cosine"
