@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from prunetune.config.distributions import Choice, Distribution, Int, LogUniform, Uniform, join, parse
+from prunetune.config.sections import expanded
 
 __all__ = [
     "PENDING",
@@ -243,12 +244,16 @@ def _resolve(node: Any, key: str, name: str, suggest: Suggest, active: Active) -
 
 
 def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, Any]]:
+    value = expanded(key, value)
     if isinstance(node, Choice):
-        for label, option in zip(node.labels, node.options, strict=True):
+        for label, written in zip(node.labels, node.options, strict=True):
+            option = expanded(key, written)
             if isinstance(option, dict) and isinstance(value, dict):
+                if _other_name(option, value):
+                    continue
                 for inner in _recover(option, value, key, f"{name}[{label}]"):
                     yield {name: label, **inner}
-            elif option == value or (isinstance(value, dict) and option == value.get("name")):
+            elif option == value:
                 yield {name: label}
     elif isinstance(node, Uniform | Int):
         if node.contains(value):
@@ -268,6 +273,12 @@ def _recover(node: Any, value: Any, key: str, name: str) -> Iterator[dict[str, A
         yield merged
     else:
         yield {}
+
+
+def _other_name(option: dict[str, Any], value: dict[str, Any]) -> bool:
+    """Whether the two name components that are not the same."""
+    names = [(option[key], value[key]) for key in ("name", "method") if key in option and key in value]
+    return any(isinstance(one, str) and one != other for one, other in names)
 
 
 def _is_open(node: Any) -> bool:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from small_sweep import finish, make_sweep
 
-from prunetune.config.canonical import canonical
+from prunetune.config import space
+from prunetune.config.canonical import canonical, is_active
 from prunetune.errors import UserError
 from prunetune.records.ledger import Ledger
 from prunetune.records.lock import exclusive
@@ -89,6 +90,35 @@ def test_a_record_fits_a_space_exactly_when_the_space_contains_it(tmp_path: Path
     assert (params is not None) == fits
     if params is not None:
         assert params["pre_pruning.optimizer.lr"] == record.params["pre_pruning.optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("override", "params"),
+    [
+        ("pre_pruning.initializer={choice: [kaiming, zero]}", {"pre_pruning.initializer": "zero"}),
+        (
+            "pre_pruning.initializer={choice: [{name: kaiming}, {name: zero}]}",
+            {"pre_pruning.initializer": "zero"},
+        ),
+        (
+            "pre_pruning.initializer={name: {choice: [kaiming, zero]}}",
+            {"pre_pruning.initializer.name": "zero"},
+        ),
+        ("pre_pruning.mask={choice: [target, null]}", {"pre_pruning.mask": "target"}),
+        ("pre_pruning.mask={choice: [null, {method: target}]}", {"pre_pruning.mask": "on"}),
+        ("pruning.criterion={choice: [magnitude, grasp]}", {"pruning.criterion": "grasp"}),
+        ("pruning.schedule={choice: [one_shot, iterative]}", {"pruning.schedule": "iterative"}),
+    ],
+)
+def test_a_point_of_a_space_fits_it_in_whichever_form_components_are_written(
+    tmp_path: Path, override, params
+) -> None:
+    _, problem, _, record = one_record(tmp_path, override)
+    record.params = {**record.params, **params}
+    record.tree = space.at(problem.template, record.params, is_active)
+    found = problem.fit(record)
+    assert found is not None
+    assert found.items() >= params.items()
 
 
 def test_a_trial_runs_what_was_proposed_with_todays_paths(tmp_path: Path) -> None:
