@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from prunetune.config.canonical import determining_fields
 from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric
@@ -96,7 +97,7 @@ def _over_seeds(trials: pd.DataFrame, metric: Metric) -> str:
     done = trials[trials["status"].isin(["complete", "collapsed"]) & trials[metric.test].notna()]
     if not len(done):
         return ", ".join(sorted(set(trials["status"])))
-    configuration = [name for name in done.columns if "." in name]
+    configuration = [name for name in hyperparameters(done) if name != "seed"]
     # Group by text: values may be lists, or missing where a section is null.
     groups = done.groupby(done[configuration].apply(lambda row: repr(row.tolist()), axis=1), sort=False)
     scores = groups[metric.val].mean().map(metric.score)
@@ -119,8 +120,14 @@ def metric_in(frame: pd.DataFrame) -> Metric:
 
 
 def searched_columns(frame: pd.DataFrame) -> list[str]:
-    """The dotted names of the hyperparameters that differ between trials."""
-    return [name for name in frame.columns if "." in name and frame[name].astype(str).nunique() > 1]
+    """The hyperparameters that differ between trials."""
+    return [name for name in hyperparameters(frame) if frame[name].astype(str).nunique() > 1]
+
+
+def hyperparameters(frame: pd.DataFrame) -> list[str]:
+    """The columns that are values of the configuration, such as `precision` and `pre_pruning.epochs`."""
+    sections = determining_fields()
+    return [name for name in frame.columns if name.partition(".")[0] in sections]
 
 
 def metric_figure(frame: pd.DataFrame, title: str) -> bytes:

@@ -156,6 +156,14 @@ def seeds(test: dict[tuple[float, str], list[float]], val: dict[str, float]) -> 
     )
 
 
+def test_a_comparison_tells_configurations_apart_by_what_has_no_section_too() -> None:
+    frame = seeds({(0.1, "low"): [0.50, 0.52], (0.1, "high"): [0.7, 0.7]}, {"low": 0.8, "high": 0.7})
+    frame["pre_pruning.optimizer.lr"] = "one"
+    frame["precision"] = ["fp32", "fp32", "bf16", "bf16"]
+    assert "| one | 51.0 ± 1.4 (2) |" in reporting.comparison({"one": frame}).splitlines()
+    assert reporting.searched_columns(frame) == ["seed", "precision"]
+
+
 def test_a_comparison_takes_the_best_configuration_by_validation_over_its_seeds() -> None:
     one = seeds(
         {(0.1, "low"): [0.50, 0.52, 0.54], (0.1, "high"): [0.9, 0.9, 0.9], (0.01, "low"): [0.3]},
