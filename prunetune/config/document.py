@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -211,8 +211,8 @@ def override(document: Document, assignments: Iterable[str], place: str = "comma
 
 
 def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) -> Document:
-    """Set values by dotted key, as `override` does; the values are plain data instead of YAML text."""
-    tree = _copy(document.tree)
+    """Set values by dotted key, as `override` does; the values are plain data or NumPy's instead of YAML text."""
+    tree = plain(document.tree)
     places = dict(document.places)
     for key, value in values:
         parts = key.strip().split(".")
@@ -226,7 +226,7 @@ def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) ->
                 so_far = Document(document.source, tree, places)
                 raise so_far.problem(parent_key, f"is not a mapping, so {key} cannot be set", child)
             parent = child
-        parent[parts[-1]] = _copy(value)
+        parent[parts[-1]] = plain(value)
         dotted = ".".join(parts)
         places = {k: v for k, v in places.items() if k != dotted and not k.startswith(dotted + ".")}
         places[dotted] = place
@@ -284,9 +284,11 @@ def _places(node: yaml.Node, prefix: str, source: str) -> Iterator[tuple[str, st
             yield from _places(child, f"{prefix}{index}.", source)
 
 
-def _copy(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {key: _copy(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_copy(value) for value in tree]
-    return tree
+def plain(value: Any) -> Any:
+    """A copy as a file would have it: mappings, lists and scalars, none of them NumPy's; tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(child) for child in value]
+    # By its method, so that a message about a typo does not wait for NumPy.
+    return value.tolist() if hasattr(value, "tolist") else value

@@ -6,10 +6,8 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
 from prunetune.config.distributions import is_distribution
-from prunetune.config.document import Document
+from prunetune.config.document import Document, plain
 from prunetune.config.sections import expanded
 from prunetune.errors import UserError
 
@@ -41,14 +39,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{key}.")
         else:
-            yield key, _plain(value)
-
-
-def _plain(value: Any) -> Any:
-    """Convert NumPy scalars, which some of Tune's distributions return, to Python's numbers."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+            yield key, plain(value)  # some of Tune's distributions return NumPy scalars
 
 
 def over(base: Document, values: Mapping[str, Any], place: str) -> Document:

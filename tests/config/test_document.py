@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -177,6 +178,15 @@ def test_an_override_below_a_components_name_expands_it() -> None:
         "pre_pruning": {"mask": {"method": "target", "initial": 0.9}},
     }
     assert changed.where("pruning.criterion.name") == "f.yaml:1"
+
+
+def test_what_numpy_has_made_becomes_plain_values() -> None:
+    given = {"densities": list(np.geomspace(0.1, 0.01, 2)), "model": {"hidden": (np.int64(4), 8)}}
+    changed = document.override(document.Document("configuration", given), [])
+    changed = document.assign(changed, {"seed": np.int64(3), "rates": np.array([0.5, 1.0])}.items(), "here")
+    text = document.dump(changed.tree)
+    assert text == "densities: [0.1, 0.01]\nmodel:\n  hidden: [4, 8]\nseed: 3\nrates: [0.5, 1.0]\n"
+    assert all(type(density) is float for density in changed.tree["densities"])
 
 
 def test_later_overrides_win_and_may_hold_equal_signs_or_nothing() -> None:
