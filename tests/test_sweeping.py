@@ -118,6 +118,21 @@ def test_called_again_it_goes_on_extends_and_runs_other_sweeps() -> None:
     assert [record.density for record in other.records] == [0.5]
 
 
+def test_data_that_were_edited_since_are_read_again() -> None:
+    def write(slope: int) -> None:
+        Path("table.csv").write_text("a,y\n" + "\n".join(f"{i},{slope * i}" for i in range(60)))
+
+    data = {"name": "tabular", "target": "y", "root": "table.csv"}
+    config = {**TINY, "task": "regression", "data": data, "pre_pruning": None, "densities": [0.5]}
+    few = "search.trials_per_density=1"
+    write(1)
+    (first,) = in_process(config, few).records
+    write(-7)
+    (second,) = in_process(config, few).records
+    assert first.code != second.code
+    assert first.val != second.val
+
+
 def test_interrupted_it_says_so_and_goes_on_to_the_same_results() -> None:
     calm = in_process(TINY, "storage=calm")
 

@@ -211,7 +211,7 @@ def override(document: Document, assignments: Iterable[str], place: str = "comma
 
 
 def assign(document: Document, values: Iterable[tuple[str, Any]], place: str) -> Document:
-    """Set values by dotted key, as `override` does; the values are plain data or NumPy's instead of YAML text."""
+    """Set values by dotted key, as `override` does; the values are plain data, or NumPy's, and no YAML."""
     tree = plain(document.tree)
     places = dict(document.places)
     for key, value in values:

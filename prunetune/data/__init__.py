@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prunetune.data.batches import augment, batches, evaluation_batches
 from prunetune.data.dataset import Dataset, Form, Source, Split
-from prunetune.data.loading import form_of, load, provide
+from prunetune.data.loading import forget, form_of, load, provide
 
 __all__ = [
     "Dataset",
@@ -14,6 +14,7 @@ __all__ = [
     "augment",
     "batches",
     "evaluation_batches",
+    "forget",
     "form_of",
     "load",
     "provide",

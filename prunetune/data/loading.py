@@ -29,6 +29,11 @@ def provide(config: DataConfig, data: Dataset) -> None:
     _remember((_key(config), "cpu"), data)
 
 
+def forget() -> None:
+    """Let `load` read files anew, and lose what was provided."""
+    _loaded.clear()
+
+
 _loaded: dict[tuple[DataConfig, str], Dataset] = {}
 """The data sets used last, the latest at the end."""
 _MOST_LOADED = 2

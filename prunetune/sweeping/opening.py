@@ -69,9 +69,12 @@ def read(
 def open_sweep(source: Document) -> Opened:
     """Check a sweep: load its data, and build its models for assignments that represent the whole space.
 
+    The data are loaded again, because their files may have been edited since an earlier sweep in this process.
     Raises UserError for everything that is wrong with the file or the data, or where they do not fit.
     """
     template, config = sweep_from_document(source)
+    datasets.forget()
+    _data_digest.cache_clear()
     data = checks.load_data(config, source)
     code: set[str] = set()
     fits = checks.Checks(source)
