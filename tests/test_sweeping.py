@@ -64,11 +64,11 @@ def test_the_result_has_the_trials_the_best_and_the_studies(tmp_path: Path) -> N
     assert list(result.best) == [0.3, 0.1]
     for density, best in result.best.items():
         here = result.trials[result.trials["density"] == density]
-        assert best.score == here[here["status"] == "complete"]["val_accuracy"].max()
+        assert best.val == here[here["status"] == "complete"]["val_accuracy"].max()
         assert best.config.density == density
         assert Path(best.path).read_text().startswith("# The best of sweep 'tiny'")
         assert len(result.studies[density].trials) == 4
-        assert result.studies[density].best_value == best.score
+        assert result.studies[density].best_value == best.val
 
 
 def test_the_best_configuration_is_trained_as_it_is_and_its_network_loaded(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_best_configuration_is_trained_as_it_is_and_its_network_loaded(tmp_p
 
     best = in_process().best[0.1]
     trained = run_pipeline(best.config)
-    assert (trained.val_accuracy, trained.epochs_run) == (best.score, 0)
+    assert (trained.val_accuracy, trained.epochs_run) == (best.val, 0)
     assert train.main([best.path, "--output", "network"]) == 0
     model = prunetune.load_model("network")
     assert sum(int(w.count_nonzero()) for w in model.network.parameters() if w.dim() == 2) == trained.nonzero

@@ -69,7 +69,7 @@ def read(
 def open_sweep(source: Document) -> Opened:
     """Check a sweep: load its data, and build its models for assignments that represent the whole space.
 
-    The data are loaded again, because their files may have been edited since an earlier sweep in this process.
+    The data are loaded again, because files may have been edited since an earlier sweep in this process.
     Raises UserError for everything that is wrong with the file or the data, or where they do not fit.
     """
     template, config = sweep_from_document(source)

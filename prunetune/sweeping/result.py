@@ -30,7 +30,7 @@ class Best:
     path: str
 
     @property
-    def score(self) -> float:
+    def val(self) -> float:
         """The metric's value on the validation split, by which the trial was chosen."""
         return self.record.val if self.record.val is not None else math.nan
 
