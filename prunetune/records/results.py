@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,9 @@ import pandas as pd
 
 from prunetune.config import document
 from prunetune.config.canonical import determining_fields
+from prunetune.config.component import Component
 from prunetune.config.schema import Config
+from prunetune.config.sections import section_at
 from prunetune.config.space import flatten
 from prunetune.records.ledger import density_name
 from prunetune.records.trial import TrialRecord, trial_config
@@ -86,13 +89,16 @@ def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
 def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
     """A table with a row per trial: density, trial, hyperparameters by dotted name, and `result_columns`.
 
-    Its `attrs`, which parquet files keep, hold the metric, so that a report can be made from the table alone.
+    The name of a component is in the column of its section, unless the section has fields of its own. The
+    table's `attrs`, which parquet files keep, hold the metric, so that a report can be made from the table
+    alone.
     """
     table, metric = [], metric_of(base)
     columns = result_columns(metric)
     for record in records:
         tree = trial_config(record, base).tree()
-        parameters = flatten({key: tree[key] for key in determining_fields()})
+        values = flatten({key: tree[key] for key in determining_fields()})
+        parameters = {_column(key): value for key, value in values.items()}
         results = {name: getattr(record, name, None) for name in columns}
         results |= {metric.val: record.val, metric.test: record.test}
         results["mlflow_run_id"] = run_ids.get(record.uid)
@@ -138,6 +144,20 @@ def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> 
     if record.uid in run_ids:
         lines.append(f"# MLflow run {run_ids[record.uid]}")
     return "\n".join(lines) + "\n" + document.dump(trial_config(record, base).tree())
+
+
+@functools.cache
+def _column(key: str) -> str:
+    """Return the column for a dotted key.
+
+    The name of a component is in the column of its section, with or without options, so that `magnitude` and
+    `grasp` with a temperature are values of one hyperparameter.
+    """
+    path, _, field = key.rpartition(".")
+    section = section_at(path)
+    if section is not None and issubclass(section, Component):
+        return path if field == section.key and section.model_fields.keys() == {"name"} else key
+    return key
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:

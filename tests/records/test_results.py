@@ -71,6 +71,21 @@ def test_results_have_a_row_per_trial_and_the_promised_columns(tmp_path: Path) -
     assert masked.tolist() == [r.params["pre_pruning.mask"] == "on" for r in done]
 
 
+def test_a_component_has_one_column_for_its_name_with_options_or_without(tmp_path: Path) -> None:
+    config, problem, ledger = make_sweep(tmp_path, "pruning.criterion={choice: [magnitude, grasp]}")
+    search = SweepSearch(config, problem, ledger)
+    done = [finish(record, 0.5) for _ in range(12) if (record := search.next()) is not None]
+    frame = results.trials_frame(done, {}, config)
+    assert frame["pruning.criterion"].tolist() == [r.params["pruning.criterion"] for r in done]
+    assert set(frame["pruning.criterion"]) == {"magnitude", "grasp"}
+    assert frame["pruning.criterion.temperature"].isna().tolist() == [
+        r.params["pruning.criterion"] == "magnitude" for r in done
+    ]
+    assert set(frame["pre_pruning.mask"].dropna()) == {"penalty"}
+    assert not {"pruning.criterion.name", "pre_pruning.mask.method"} & set(frame.columns)
+    assert "pre_pruning.optimizer.name" in frame.columns
+
+
 def test_the_best_configuration_trains_as_it_is(tmp_path: Path) -> None:
     config, _, done = records(tmp_path, [("complete", 0.7, 0.6)])
     results.write(Store(str(tmp_path / "small")), done, {}, config)
