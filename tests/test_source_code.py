@@ -123,7 +123,7 @@ def test_a_class_that_is_defined_again_in_a_notebook_is_another_one(folder: Path
 
 def test_what_has_no_source_is_refused() -> None:
     sys.modules["own_typed"] = ModuleType("own_typed")
-    exec("def f(scene): ...", sys.modules["own_typed"].__dict__)
+    exec("def f(scene, seed=0): ...", sys.modules["own_typed"].__dict__)
     with pytest.raises(UnknownComponentError, match="its source cannot be read, so a change would not be"):
         CRITERIA.code("own_typed:f")
     with pytest.raises(ValidationError, match="its source cannot be read"):
