@@ -22,7 +22,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic_core import PydanticSerializationError, to_json
 
 from prunetune import source_code
 from prunetune.errors import did_you_mean
@@ -99,6 +100,22 @@ class Kind:
         """
         component = self.find(name)
         return _options(component, self._path(name), self._positional, self._required, self._provided)
+
+    def check(self, name: str, given: Mapping[str, Any]) -> BaseModel:
+        """The component's options, as its annotations have them, from what a file gives.
+
+        A file has no tuples, sets, paths or members of enumerations: lists and texts stand for them. Raises
+        ValidationError for what breaks a rule, UnknownComponentError as `options`.
+        """
+        model = self.options(name)
+        try:
+            return model.model_validate(given)
+        except ValidationError as error:
+            try:
+                text = to_json(dict(given))
+            except PydanticSerializationError:  # not from a file
+                raise error from None
+        return model.model_validate_json(text)
 
     def takes(self, name: str, option: str) -> bool:
         """Whether the component has this option; True for an unknown component, reported elsewhere."""

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from prunetune.config.canonical import canonical
 from prunetune.config.component import Component
 from prunetune.config.schema import CriterionConfig, EarlyStoppingConfig
 
 MODULE = """\
 from __future__ import annotations
+from enum import Enum
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
@@ -31,6 +34,12 @@ class Typed:
     def __call__(self, scene: Scene, *, other=None, count: Annotated[int, Field(ge=1)] = 2) -> Scores: ...
 
 made = Typed()
+
+class Colour(Enum):
+    RED = "red"
+
+def rich(scene, *, hidden: tuple[int, ...] = (), path: Path = Path(), names: frozenset[str] = frozenset(),
+         colour: Colour = Colour.RED, scale: float = 1.0, anything=None): ...
 
 class Patient:
     def __init__(self, *, patience: int = 3, longest: int): ...
@@ -81,3 +90,40 @@ def test_a_name_for_type_checkers_costs_only_its_own_parameter_the_rule(name: st
     assert options(CriterionConfig, name, other="anything", count=1) == {"other": "anything", "count": 1}
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         options(CriterionConfig, name, count=0)
+
+
+RICH = {"hidden": [4, 5], "path": "a/b", "names": ["x"], "colour": "red"}
+
+
+def test_lists_and_texts_stand_for_what_a_file_has_not() -> None:
+    section = CriterionConfig.model_validate({"name": "own_parts:rich", "scale": 2, **RICH})
+    colour = CriterionConfig.model_validate("own_parts:rich").component.__kwdefaults__["colour"]
+    assert section.options == {
+        "hidden": (4, 5),
+        "path": Path("a/b"),
+        "names": frozenset("x"),
+        "colour": colour,
+        "scale": 2.0,
+    }
+    dumped = section.model_dump()
+    assert dumped == {"name": "own_parts:rich", "scale": 2.0, **RICH}
+    assert CriterionConfig.model_validate(dumped) == section
+    assert canonical(section).items() >= dumped.items()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"hidden": ["4"]}, r"hidden\.0\n  Input should be a valid integer"),
+        ({"hidden": 4}, "Input should be a valid list"),
+        ({"colour": "blue"}, "Input should be 'red'"),
+        ({"path": 3}, "path\\n  Input should be a valid string"),
+        ({"hidden": [4], "scale": float("inf")}, "finite number"),
+        ({"hidden": [4], "scale": "2"}, "scale\n  Input should be a valid number"),
+        ({"anything": object()}, "must be plain data"),
+    ],
+)
+def test_they_are_checked_as_strictly(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words) as caught:
+        options(CriterionConfig, "rich", **given)
+    assert len(caught.value.errors()) == 1

@@ -108,7 +108,7 @@ def canonical(value: Any, key: str | None = None) -> Any:
     if isinstance(value, Component):
         fields = {name: getattr(value, name) for name in type(value).model_fields}
         defaults = value.kind.options(value.name).model_fields
-        for option, given in value.options.items():
+        for option, given in value.plain_options.items():
             if value.counts(option):
                 fields[option] = given
             elif value.kind.is_built_in(value.name):

@@ -10,11 +10,17 @@ from pydantic import (
     ConfigDict,
     Field,
     ModelWrapValidatorHandler,
+    PrivateAttr,
     ValidationError,
     model_serializer,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import (
+    InitErrorDetails,
+    PydanticCustomError,
+    PydanticSerializationError,
+    to_jsonable_python,
+)
 
 from prunetune.errors import did_you_mean
 from prunetune.registry import Kind, UnknownComponentError
@@ -44,9 +50,17 @@ class Component(BaseModel):
 
     name: str
 
+    _typed: dict[str, Any] = PrivateAttr(default_factory=dict)
+    """The options that are not plain data, such as a tuple for which the file has a list."""
+
     @property
     def options(self) -> dict[str, Any]:
-        """The options, which are the component's keyword arguments."""
+        """The component's keyword arguments, of the types in its annotations."""
+        return {**self.plain_options, **self._typed}
+
+    @property
+    def plain_options(self) -> dict[str, Any]:
+        """The options as plain data, as in a file."""
         return dict(self.model_extra or {})
 
     @property
@@ -69,7 +83,7 @@ class Component(BaseModel):
         if rule is None:
             return True
         sibling, counts = rule
-        options = self.options
+        options = self.plain_options
         if sibling not in options:  # of a user's component only what is given is there
             options[sibling] = self.kind.options(self.name).model_fields[sibling].default
         return bool(counts(options[sibling]))
@@ -95,9 +109,10 @@ class Component(BaseModel):
             errors += [cls._located(item) for item in error.errors()]
         name = own.get("name", cls.model_fields["name"].default)
         options: dict[str, Any] = {}
+        typed: dict[str, Any] = {}
         if isinstance(name, str):
             try:
-                options = cls._checked(name, {**rest, **cls._shared(name, own)})
+                options, typed = cls._checked(name, {**rest, **cls._shared(name, own)})
             except UnknownComponentError as error:
                 where = () if is_short else (cls.key,)
                 errors.append(_error("unknown_component", str(error), where, name))
@@ -108,6 +123,7 @@ class Component(BaseModel):
             raise ValidationError.from_exception_data(cls.__name__, errors)
         assert section.__pydantic_extra__ is not None
         section.__pydantic_extra__.update(options)
+        section._typed.update(typed)
         return section
 
     @classmethod
@@ -117,24 +133,34 @@ class Component(BaseModel):
 
     @classmethod
     def _shared(cls, name: str, own: dict[str, Any]) -> dict[str, Any]:
-        """Of the section's own fields those that a user's component takes too, and that are not null."""
+        """Return the section's own fields that a user's component takes too, and that are not null."""
         taken = cls.kind.options(name).model_fields
         return {
             key: given for key, given in own.items() if key in taken and key != "name" and given is not None
         }
 
     @classmethod
-    def _checked(cls, name: str, given: dict[str, Any]) -> dict[str, Any]:
+    def _checked(cls, name: str, given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return (the options as plain data, those whose annotated types are not plain data)."""
         given = {key: value for key, value in given.items() if not cls.kind.ignores(name, key)}
         if cls.kind.is_keyed:
             cls.kind.code(name)  # where it cannot be read, the file's key is to be named
-        options = cls.kind.options(name).model_validate(given)
+        options = cls.kind.check(name, given)
         # The defaults of a user's own component need not be plain data; they stay in its code.
         fields = type(options).model_fields if cls.kind.is_built_in(name) else options.model_fields_set
-        return {
+        values = {
             **{key: getattr(options, key) for key in fields if key in type(options).model_fields},
             **(options.model_extra or {}),
         }
+        typed = {key: value for key, value in values.items() if not _is_plain(value)}
+        for key in typed:
+            try:
+                values[key] = to_jsonable_python(given.get(key, values[key]))
+            except PydanticSerializationError:
+                message = "must be plain data: numbers, texts, lists and mappings"
+                error = _error("no_plain_data", message, (key,), given.get(key))
+                raise ValidationError.from_exception_data(cls.__name__, [error]) from None
+        return values, typed
 
     @model_serializer(mode="wrap")
     def _dump(self, handler: Callable[[Any], dict[str, Any]]) -> Any:
@@ -153,13 +179,23 @@ class Component(BaseModel):
         return {self.key: name, **options, **own} if options or own else name
 
 
+def _is_plain(value: Any) -> bool:
+    if type(value) is list:
+        return all(map(_is_plain, value))
+    if type(value) is dict:
+        return all(_is_plain(key) and _is_plain(child) for key, child in value.items())
+    return value is None or type(value) in (bool, int, float, str)
+
+
 def _error(kind: str, message: str, loc: tuple[str | int, ...], value: Any) -> InitErrorDetails:
     error = PydanticCustomError(kind, message)
     return InitErrorDetails(type=error, loc=loc, input=value)
 
 
 def _detail(item: Any, known: list[str] | None = None) -> InitErrorDetails:
-    message = item["msg"]
+    message = (
+        item["msg"].replace("a valid array", "a valid list").replace("a valid object", "a valid dictionary")
+    )
     if item["type"] == "extra_forbidden" and known is not None:
         name = str(item["loc"][-1])
         message = "unknown key" + (did_you_mean(name, known) or f"; known here: {', '.join(known)}")
