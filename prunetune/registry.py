@@ -17,7 +17,7 @@ import importlib
 import inspect
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, final
@@ -86,9 +86,11 @@ class Kind:
         """Import the component, which is a function or a class, and return it.
 
         Raises UnknownComponentError for a name that is neither built in nor an import path, and for a path
-        that cannot be imported.
+        that cannot be imported, or whose object cannot be called.
         """
         found = _load(self._path(name))
+        if not callable(found):
+            raise UnknownComponentError(f"is no function and no class, it is of type {type(found).__name__}")
         if name not in self._built_in:
             source_code.remember(_module_of(name))
         return found
@@ -99,7 +101,9 @@ class Kind:
         Raises UnknownComponentError as `find`, and for a component that cannot be called as its kind is.
         """
         component = self.find(name)
-        return _options(component, self._path(name), self._positional, self._required, self._provided)
+        # An object that defines `__eq__` can be called, but is no key of a cache.
+        made = _options if isinstance(component, Hashable) else _options.__wrapped__
+        return made(component, self._path(name), self._positional, self._required, self._provided)
 
     def check(self, name: str, given: Mapping[str, Any]) -> BaseModel:
         """The component's options, as its annotations have them, from what a file gives.

@@ -33,7 +33,12 @@ half = partial(typed, other=1)
 class Typed:
     def __call__(self, scene: Scene, *, other=None, count: Annotated[int, Field(ge=1)] = 2) -> Scores: ...
 
+    def __eq__(self, other): return self is other
+
 made = Typed()
+
+table = {"a": 1}
+number = 3
 
 class Colour(Enum):
     RED = "red"
@@ -127,3 +132,9 @@ def test_they_are_checked_as_strictly(given: dict[str, Any], words: str) -> None
     with pytest.raises(ValidationError, match=words) as caught:
         options(CriterionConfig, "rich", **given)
     assert len(caught.value.errors()) == 1
+
+
+@pytest.mark.parametrize(("name", "what"), [("table", "dict"), ("number", "int")])
+def test_what_cannot_be_called_is_no_component(name: str, what: str) -> None:
+    with pytest.raises(ValidationError, match=f"is no function and no class, it is of type {what}"):
+        options(CriterionConfig, name)
