@@ -188,6 +188,48 @@ def test_what_is_wrong_is_an_error_that_names_it() -> None:
     assert not Path("runs").exists()
 
 
+WRONG = """
+def broken_source(root):
+    raise FileNotFoundError("no such table")
+
+def pair(root):
+    return 1, 2
+
+class NotATask:
+    def __init__(self, form):
+        pass
+
+def broken_sampler(*, seed):
+    raise ImportError("install cmaes")
+
+def broken_rule(*, longest):
+    raise ValueError("not yet")
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "rule"),
+    [
+        ("data=wrong_parts:broken_source", r"data source 'wrong_parts:broken_source': FileNotFoundError: no"),
+        ("data=wrong_parts:pair", r"data.name = 'wrong_parts:pair': must return a prunetune.data.Source"),
+        ("task=wrong_parts:NotATask", r"task = .*no subclass of prunetune.tasks.Task"),
+        (
+            "search.sampler=wrong_parts:broken_sampler",
+            r"sampler 'wrong_parts:broken_sampler': ImportError: in",
+        ),
+        ("search.early_stopping=wrong_parts:broken_rule", r"'wrong_parts:broken_rule': ValueError: not yet"),
+    ],
+)
+def test_what_a_component_of_ones_own_raises_is_an_error_that_names_it(
+    override: str, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wrong_parts.py").write_text(WRONG)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "wrong_parts", raising=False)
+    with pytest.raises(UserError, match=rule):
+        in_process(TINY, override)
+
+
 def test_a_sweep_in_which_nothing_works_raises_and_keeps_what_was_recorded(tmp_path: Path) -> None:
     (tmp_path / "broken_net.py").write_text(
         "from torch import nn\n"

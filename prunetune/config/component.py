@@ -22,7 +22,7 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
-from prunetune.errors import did_you_mean
+from prunetune.errors import UserError, did_you_mean
 from prunetune.registry import Kind, UnknownComponentError
 
 
@@ -67,6 +67,22 @@ class Component(BaseModel):
     def component(self) -> Any:
         """The function or class that the section names."""
         return self.kind.find(self.name)
+
+    def make(self, *given: Any, **provided: Any) -> Any:
+        """Call the component with what its kind passes and its options.
+
+        Raises UserError for whatever a user's own component raises, which is no fault of this project.
+        """
+        component = self.component
+        try:
+            return component(*given, **provided, **self.options)
+        except UserError:
+            raise
+        except Exception as error:
+            if self.kind.is_built_in(self.name):
+                raise
+            what = f"{self.kind.what} {self.name!r}: {type(error).__name__}: {error}"
+            raise UserError(what) from error
 
     @property
     def code(self) -> str | None:

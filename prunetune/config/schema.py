@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from prunetune import registry
 from prunetune.config.component import Component, default
@@ -43,6 +51,17 @@ class TaskConfig(Component):
     """The task, which says what the network learns; further keys are its options."""
 
     kind: ClassVar = registry.TASKS
+
+    @model_validator(mode="after")
+    def _is_a_task(self) -> Self:
+        """Refuse a class that lacks what is read of a task before it is made."""
+        try:
+            component = self.component
+        except registry.UnknownComponentError:  # reported elsewhere
+            return self
+        if not all(hasattr(component, name) for name in ("metric", "targets", "gives_logits")):
+            raise ValueError("is no subclass of prunetune.tasks.Task with a `metric`")
+        return self
 
 
 class ModelConfig(Component):

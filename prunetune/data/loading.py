@@ -53,7 +53,10 @@ def _remember(key: tuple[DataConfig, str], data: Dataset) -> None:
 
 
 def _load(config: DataConfig) -> Dataset:
-    source: Source = config.component(config.root, **config.options)
+    source: object = config.make(config.root)
+    if not isinstance(source, Source):
+        given = type(source).__name__
+        raise UserError(f"data.name = {config.name!r}: must return a prunetune.data.Source, not a {given}")
     training, test = source.train, source.test
     if config.augmentation is not None and training.inputs.dim() != 4:
         raise UserError(

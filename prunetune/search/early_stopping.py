@@ -49,10 +49,7 @@ class EarlyStopping:
         settings = config.search.early_stopping
         self._rules: dict[float, StoppingRule] = {}
         if settings is not None:
-            self._rules = {
-                density: settings.component(longest=longest, **settings.options)
-                for density in config.densities
-            }
+            self._rules = {density: settings.make(longest=longest) for density in config.densities}
         # What they gained is told last: the rules are not asked about trials that are over, so none need be
         # held against the others.
         for record in past:

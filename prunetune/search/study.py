@@ -170,7 +170,7 @@ class DensitySearch:
         # A new sampler per trial: its draws depend on the trial's number and not on earlier draws.
         again = [attempt] if attempt else []
         seed = seed_of(self._seed, "search", self._density, number, *again) % 2**32
-        sampler: optuna.samplers.BaseSampler = self._sampler.component(seed=seed, **self._sampler.options)
+        sampler: optuna.samplers.BaseSampler = self._sampler.make(seed=seed)
         return sampler
 
 

@@ -76,6 +76,8 @@ def open_sweep(source: Document) -> Opened:
     datasets.forget()
     _data_digest.cache_clear()
     data = checks.load_data(config, source)
+    if not config.search.sampler.kind.is_built_in(config.search.sampler.name):
+        config.search.sampler.make(seed=0)  # so that what is wrong with it is said before the first trial
     code: set[str] = set()
     fits = checks.Checks(source)
     for found in configurations(template, source):

@@ -19,7 +19,7 @@ def make(config: TaskConfig, form: Form) -> Task:
 
     Raises UserError where the data do not have the targets that the task needs.
     """
-    made: Task = config.component(form, **config.options)
+    made: Task = config.make(form)
     return made
 
 
