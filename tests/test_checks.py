@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,7 @@ def test_a_users_criterion_is_part_of_what_results_stand_for(
     before = open_sweep(source).problem
     assert open_sweep(source).problem.hash == before.hash
     (tmp_path / "my_criterion.py").write_text(code + "# other\n")
+    importlib.reload(sys.modules["my_criterion"])
     after = open_sweep(source).problem
     assert after.hash != before.hash
     assert after.changes(before.described)[0].startswith("(content of the data, and code): was ")
