@@ -107,7 +107,10 @@ def _completed(node: Any, path: str, densities: list[float]) -> Any:
         return dataclasses.replace(
             node, options=tuple(_completed(option, path, densities) for option in node.options)
         )
-    node = expanded(path, node)
+    if isinstance(node, str):  # a component may be its name alone: it stays so where nothing is added
+        full = expanded(path, node)
+        filled = full if full == node else _completed(full, path, densities)
+        return node if filled == full else filled
     if not isinstance(node, dict):
         return node
     found = {key: _completed(child, join(path, str(key)), densities) for key, child in node.items()}

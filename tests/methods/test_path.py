@@ -85,5 +85,13 @@ def test_without_a_lowest_density_it_is_the_files() -> None:
     assert given.pre_pruning.mask.options["lowest"] == 0.03
 
 
+def test_its_name_alone_is_enough() -> None:
+    pre = {**tree()["pre_pruning"], "mask": "path"}
+    given = from_document(Document("path", {**tree(), "pre_pruning": pre}))
+    assert given.pre_pruning is not None
+    assert given.pre_pruning.mask is not None
+    assert given.pre_pruning.mask.options["lowest"] == 0.03
+
+
 def test_it_holds_to_the_contract_of_masks() -> None:
     testing.check_mask("path", lowest=0.1, start=0.5)
