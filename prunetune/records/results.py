@@ -89,9 +89,8 @@ def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
 def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
     """A table with a row per trial: density, trial, hyperparameters by dotted name, and `result_columns`.
 
-    The name of a component is in the column of its section, unless the section has fields of its own. The
-    table's `attrs`, which parquet files keep, hold the metric, so that a report can be made from the table
-    alone.
+    The table's `attrs`, which parquet files keep, hold the metric, so that a report can be made from the
+    table alone.
     """
     table, metric = [], metric_of(base)
     columns = result_columns(metric)
@@ -150,14 +149,16 @@ def best_yaml(record: TrialRecord, base: Config, run_ids: Mapping[str, str]) -> 
 def _column(key: str) -> str:
     """Return the column for a dotted key.
 
-    The name of a component is in the column of its section, with or without options, so that `magnitude` and
-    `grasp` with a temperature are values of one hyperparameter.
+    Where the name of some component is all that is written (`pruning.criterion: magnitude`), the names of the
+    others are in the same column, so that `magnitude` and `grasp` with a temperature are values of one
+    hyperparameter. All masks have options, so theirs stays `pre_pruning.mask.method`.
     """
     path, _, field = key.rpartition(".")
     section = section_at(path)
-    if section is not None and issubclass(section, Component):
-        return path if field == section.key and section.model_fields.keys() == {"name"} else key
-    return key
+    if section is None or not issubclass(section, Component) or field != section.key:
+        return key
+    kind, alone = section.kind, section.model_fields.keys() == {"name"}
+    return path if alone and any(not kind.options(name).model_fields for name in kind.names) else key
 
 
 def _one_type(column: pd.Series[Any]) -> pd.Series[Any]:
