@@ -132,7 +132,7 @@ def canonical(value: Any, key: str | None = None) -> Any:
 
 def digest(*parts: Any) -> str:
     """SHA-256 (hex, 32 characters) of plain data, independent of the order of mapping keys."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -594,3 +595,8 @@ def test_storage_is_the_environments_where_the_file_names_none(monkeypatch: pyte
     assert loaded("storage=elsewhere").storage == "elsewhere"
     monkeypatch.setenv("PRUNETUNE_STORAGE", "")
     assert loaded().storage == "runs"
+
+
+def test_infinity_is_a_value_of_its_own_in_keys() -> None:
+    digests = {digest({"ceiling": value}) for value in (None, math.inf, -math.inf, 0.0)}
+    assert len(digests) == 4
