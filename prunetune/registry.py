@@ -88,11 +88,12 @@ class Kind:
         Raises UnknownComponentError for a name that is neither built in nor an import path, and for a path
         that cannot be imported, or whose object cannot be called.
         """
+        if name in self._built_in:
+            return _load_once(self._built_in[name])
         found = _load(self._path(name))
         if not callable(found):
             raise UnknownComponentError(f"is no function and no class, it is of type {type(found).__name__}")
-        if name not in self._built_in:
-            source_code.remember(_module_of(name))
+        source_code.remember(_module_of(name))
         return found
 
     def options(self, name: str) -> type[BaseModel]:
@@ -106,7 +107,7 @@ class Kind:
         return made(component, self._path(name), self._positional, self._required, self._provided)
 
     def check(self, name: str, given: Mapping[str, Any]) -> BaseModel:
-        """The component's options, as its annotations have them, from what a file gives.
+        """Check the options that a file gives; return them with the types of the component's annotations.
 
         A file has no tuples, sets, paths or members of enumerations: lists and texts stand for them. Raises
         ValidationError for what breaks a rule, UnknownComponentError as `options`.
@@ -116,7 +117,7 @@ class Kind:
             return model.model_validate(given)
         except ValidationError as error:
             try:
-                text = to_json(dict(given))
+                text = to_json(dict(given), inf_nan_mode="constants")
             except PydanticSerializationError:  # not from a file
                 raise error from None
         return model.model_validate_json(text)
@@ -185,6 +186,10 @@ def _load(path: str) -> Any:
             "(searched the working folder and the installed packages)"
         ) from error
     return found
+
+
+_load_once = functools.cache(_load)
+"""For built-in components, which a configuration looks up many times and nobody edits."""
 
 
 @functools.cache

@@ -116,6 +116,11 @@ def test_lists_and_texts_stand_for_what_a_file_has_not() -> None:
     assert canonical(section).items() >= dumped.items()
 
 
+def test_infinity_stays_infinity_beside_an_option_that_is_converted() -> None:
+    found = options(CriterionConfig, "rich", hidden=[4], anything=float("inf"))
+    assert found == {"hidden": (4,), "anything": float("inf")}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
