@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Protocol, final
+from typing import Annotated, Any, final
 
 import torch
 from pydantic import Field
@@ -144,31 +145,37 @@ class Target:
         return BatchedBernoulli(constraints, rows, _Aimed(constraints, rows))
 
 
-class Control(Protocol):
+class Control(ABC):
     """The part that makes the masks M (K, n) of K trials sparse."""
 
+    def __init__(self, constraints: Sequence[Any]) -> None:
+        """`constraints` are the trials' own, one per row of M."""
+        self._constraints = constraints
+
+    @abstractmethod
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
         """Return the scheduled values, as `Batched.schedule` does."""
 
     def lambda2(self, now: Tensor) -> Tensor | None:
         """Return λ2 of each trial (K,), or None if there is no penalty."""
+        return None
 
     def after_step(self, masks: Tensor, now: Tensor) -> None:
         """Bring the masks back into [0, 1] after a step of their optimizer, in place."""
+        masks.clamp_(0, 1)
 
     def measure(self) -> list[Metrics]:
         """Return the metrics of each trial besides those of its mask."""
+        return [{} for _ in self._constraints]
 
     def write_back(self) -> None:
-        """Copy the state into the trials' own constraints."""
+        """Copy the state, if there is any, into the trials' own constraints."""
+        return
 
 
 @final
-class _Pushed:
+class _Pushed(Control):
     """The control of `Penalty`: λ2 follows its schedule."""
-
-    def __init__(self, constraints: Sequence[Penalty]) -> None:
-        self._constraints = constraints
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
         return [[c.lambda2(t) for c, t in zip(self._constraints, times, strict=True)]]
@@ -176,39 +183,21 @@ class _Pushed:
     def lambda2(self, now: Tensor) -> Tensor:
         return now[0]
 
-    def after_step(self, masks: Tensor, now: Tensor) -> None:
-        masks.clamp_(0, 1)
-
-    def measure(self) -> list[Metrics]:
-        return [{} for _ in self._constraints]
-
-    def write_back(self) -> None:
-        pass
-
 
 @final
-class _Aimed:
+class _Aimed(Control):
     """The control of `Target`: Σ M is set to its prescribed value."""
 
     def __init__(self, constraints: Sequence[Target], rows: Rows) -> None:
-        self._constraints = constraints
+        super().__init__(constraints)
         self._prunable = rows.prunable
 
     def schedule(self, times: Sequence[float]) -> list[list[float]]:
         return [[c.target(t) * self._prunable for c, t in zip(self._constraints, times, strict=True)]]
 
-    def lambda2(self, now: Tensor) -> None:
-        return None
-
     def after_step(self, masks: Tensor, now: Tensor) -> None:
         masks.sub_(_SHIFTS(masks, now[0])[:, None])
-        masks.clamp_(0, 1)
-
-    def measure(self) -> list[Metrics]:
-        return [{} for _ in self._constraints]
-
-    def write_back(self) -> None:
-        pass
+        super().after_step(masks, now)
 
 
 @final

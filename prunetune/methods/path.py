@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunetune.engine.constraint import Batched, Metrics, Rows
 from prunetune.methods.bernoulli import (
     BatchedBernoulli,
+    Control,
     Lambda1,
     Start,
     StepSize,
@@ -102,11 +103,11 @@ class Path:
 
 
 @final
-class _Followed:
+class _Followed(Control):
     """The control of `Path`: a controller per trial."""
 
     def __init__(self, constraints: Sequence[Path]) -> None:
-        self._constraints = constraints
+        super().__init__(constraints)
         self._state = torch.stack([c.state for c in constraints])  # (K, 2)
         device = self._state.device
         self._gain = torch.tensor([c.gain for c in constraints], device=device)
@@ -119,7 +120,7 @@ class _Followed:
         return self._state[:, 0].exp()
 
     def after_step(self, masks: Tensor, now: Tensor) -> None:
-        masks.clamp_(0, 1)
+        super().after_step(masks, now)
         distance = masks.mean(1).clamp(min=1e-7).log() - now[0]
         self._state.copy_(controlled(self._state, distance, now[1], gain=self._gain))
 
