@@ -118,6 +118,16 @@ def test_called_again_it_goes_on_extends_and_runs_other_sweeps() -> None:
     assert [record.density for record in other.records] == [0.5]
 
 
+def test_one_network_serves_all_densities_from_the_epoch_that_is_best_for_each() -> None:
+    pre = {"epochs": 4, "optimizer": {"name": "adam", "lr": 3e-3}, "mask": {"method": "path", "start": 0.6}}
+    one_network = {**TINY, "pre_pruning": pre, "pruning": {"from_epoch": "best"}}
+    found = in_process(one_network, "search.early_stopping=null")
+    # The network is trained once, and every branch point is found on the way.
+    trained = [(record.epochs_run, record.epochs_reused) for record in found.records]
+    assert sorted(trained, reverse=True) == [(4 + 3, 0)] + [(3, 4)] * 7
+    assert {record.status for record in found.records} == {"complete"}
+
+
 def test_data_that_were_edited_since_are_read_again() -> None:
     def write(slope: int) -> None:
         Path("table.csv").write_text("a,y\n" + "\n".join(f"{i},{slope * i}" for i in range(60)))
