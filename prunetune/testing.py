@@ -41,6 +41,7 @@ from prunetune.engine.loop import EpochWork
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.criteria import Scene
 from prunetune.sparsity.masks import prunable
+from prunetune.stages.stage import Step
 from prunetune.store import Store
 
 if TYPE_CHECKING:
@@ -353,16 +354,19 @@ def _check_batched(tree: Tree) -> None:
             )
 
 
-def _together(configs: Sequence[Config], folder: Path) -> list[PipelineResult]:
-    stores = [Store(str(folder / f"together-{i}")) for i in range(len(configs))]
-    running = {
-        i: pipeline.steps(config, store=store)
-        for i, (config, store) in enumerate(zip(configs, stores, strict=True))
-    }
+def side_by_side(
+    trials: Sequence[Generator[Step, None, PipelineResult]],
+) -> list[tuple[list[Epoch], PipelineResult]]:
+    """Run pipelines (`pipeline.steps`) so that their epochs are computed together, as on a worker.
+
+    Whenever each of them wants an epoch, these epochs run as one batched program. Returns (the epochs that it
+    reported, its result) of each.
+    """
+    reports: list[list[Epoch]] = [[] for _ in trials]
     results: dict[int, PipelineResult] = {}
-    while len(results) < len(configs):
+    while len(results) < len(trials):
         wanted: list[EpochWork] = []
-        for i, trial in running.items():
+        for i, trial in enumerate(trials):
             while i not in results:
                 try:
                     step = next(trial)
@@ -372,8 +376,17 @@ def _together(configs: Sequence[Config], folder: Path) -> list[PipelineResult]:
                 if isinstance(step, EpochWork):
                     wanted.append(step)
                     break
+                reports[i].append(step)
         vectorized.run_together(wanted)
-    return [results[i] for i in range(len(configs))]
+    return [(reports[i], results[i]) for i in range(len(trials))]
+
+
+def _together(configs: Sequence[Config], folder: Path) -> list[PipelineResult]:
+    stores = [Store(str(folder / f"together-{i}")) for i in range(len(configs))]
+    found = side_by_side(
+        [pipeline.steps(config, store=store) for config, store in zip(configs, stores, strict=True)]
+    )
+    return [result for _, result in found]
 
 
 def _run(config: Config, folder: Path) -> PipelineResult:

@@ -17,6 +17,7 @@ from prunetune.config.schema import Config
 from prunetune.engine.loop import EpochWork
 from prunetune.pipeline import PipelineResult
 from prunetune.store import Store
+from prunetune.testing import side_by_side
 
 Tree = dict[str, Any]
 
@@ -53,28 +54,11 @@ def mask(**values: Any) -> Tree:
 def together(
     configs: list[Config], folder: Path, device: str = "cpu"
 ) -> list[tuple[list[Report], PipelineResult]]:
-    """Drive the pipelines side by side: whenever each wants an epoch, compute these epochs together."""
     trials = [
         pipeline.steps(config, store=Store(str(folder / f"together-{i}")), device=device)
         for i, config in enumerate(configs)
     ]
-    reports: list[list[Report]] = [[] for _ in configs]
-    results: dict[int, PipelineResult] = {}
-    while len(results) < len(trials):
-        wanted = []
-        for i, trial in enumerate(trials):
-            while i not in results:
-                try:
-                    step = next(trial)
-                except StopIteration as end:
-                    results[i] = end.value
-                    break
-                if isinstance(step, EpochWork):
-                    wanted.append(step)
-                    break
-                reports[i].append(step.report())
-        vectorized.run_together(wanted)
-    return [(reports[i], results[i]) for i in range(len(configs))]
+    return [([epoch.report() for epoch in epochs], result) for epochs, result in side_by_side(trials)]
 
 
 def alone(
