@@ -15,6 +15,7 @@ import yaml
 from prunetune import registry, testing
 from prunetune.config.document import Document
 from prunetune.config.reading import from_document
+from prunetune.kind import Kind
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 MODULES = dict(re.findall(r"```python\n# (mine_\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
@@ -59,7 +60,7 @@ def named(kind: str) -> Tree:
 
 
 def test_every_kind_of_component_has_an_example() -> None:
-    kinds = [value for value in vars(registry).values() if isinstance(value, registry.Kind)]
+    kinds = [value for value in vars(registry).values() if isinstance(value, Kind)]
     # Without executors, which no file names, and the rate's schedule, a line in another example.
     assert len(kinds) == len(MODULES) + 2
     assert set(YAML) == {name.removeprefix("mine_") for name in MODULES}

@@ -13,6 +13,7 @@ PACKAGE = Path(prunetune.__file__).parent
 
 LAYERS = (
     ("errors", "version", "source_code"),
+    ("kind",),
     ("registry",),
     ("config", "sparsity"),
     ("store", "models", "data"),

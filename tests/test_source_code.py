@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from prunetune.config.schema import CriterionConfig, SamplerConfig
-from prunetune.registry import CRITERIA, UnknownComponentError
+from prunetune.kind import UnknownComponentError
+from prunetune.registry import CRITERIA
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from pydantic_core import (
 )
 
 from prunetune.errors import UserError, did_you_mean
-from prunetune.registry import Kind, UnknownComponentError
+from prunetune.kind import Kind, UnknownComponentError
 
 
 class Component(BaseModel):

@@ -22,7 +22,7 @@ from prunetune.config.document import Document
 from prunetune.config.schema import Config, pattern
 from prunetune.config.sections import expanded, section_at
 from prunetune.errors import ConfigError, Problem, did_you_mean
-from prunetune.registry import UnknownComponentError
+from prunetune.kind import UnknownComponentError
 
 
 def load(path: str, overrides: list[str] | tuple[str, ...] = ()) -> Config:

@@ -18,6 +18,7 @@ from pydantic import (
 
 from prunetune import registry
 from prunetune.config.component import Component, default
+from prunetune.kind import UnknownComponentError
 
 
 class Section(BaseModel):
@@ -57,7 +58,7 @@ class TaskConfig(Component):
         """Refuse a class that lacks what is read of a task before it is made."""
         try:
             component = self.component
-        except registry.UnknownComponentError:  # reported elsewhere
+        except UnknownComponentError:  # reported elsewhere
             return self
         if not all(hasattr(component, name) for name in ("metric", "targets", "gives_logits")):
             raise ValueError("is no subclass of prunetune.tasks.Task with a `metric`")

@@ -9,7 +9,7 @@ from torch import nn
 
 from prunetune.config.schema import InitializerConfig, ModelConfig
 from prunetune.errors import UserError
-from prunetune.registry import UnknownComponentError
+from prunetune.kind import UnknownComponentError
 from prunetune.sparsity.masks import prunable
 
 

@@ -16,6 +16,7 @@ from prunetune.config.document import Document
 from prunetune.config.reading import absolute
 from prunetune.errors import UserError
 from prunetune.execution.seam import Executor, Trials
+from prunetune.kind import UnknownComponentError
 from prunetune.records import ledger as ledgers
 from prunetune.records import report as reporting
 from prunetune.records import results, retention
@@ -74,7 +75,7 @@ def _executor(given: str | Executor) -> Executor:
         return given
     try:
         made: Executor = registry.EXECUTORS.find(given)()
-    except registry.UnknownComponentError as error:
+    except UnknownComponentError as error:
         raise UserError(f"executor = {given!r}: {error}") from None
     return made
 

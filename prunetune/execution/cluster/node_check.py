@@ -22,9 +22,10 @@ from prunetune.config import space
 from prunetune.config.canonical import is_active
 from prunetune.config.schema import Config, DataConfig, ModelConfig
 from prunetune.errors import UserError
+from prunetune.kind import UnknownComponentError
 from prunetune.records.ledger import check_storage
 from prunetune.records.problem import Problem
-from prunetune.registry import MODELS, UnknownComponentError
+from prunetune.registry import MODELS
 from prunetune.store import Store
 from prunetune.version import __version__
 
