@@ -128,6 +128,26 @@ def test_one_network_serves_all_densities_from_the_epoch_that_is_best_for_each()
     assert {record.status for record in found.records} == {"complete"}
 
 
+def test_an_infinite_option_of_a_network_is_written_and_read_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes, ceiling=0.0):
+        assert ceiling == float("inf")
+        super().__init__(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, num_classes))
+"""
+    (tmp_path / "ceilings.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = in_process({**TINY, "model": {"name": "ceilings:Net", "ceiling": float("inf")}})
+    assert "ceiling: .inf" in Path(found.best[0.1].path).read_text()
+    assert set(found.trials["model.ceiling"]) == {float("inf")}
+    again = prunetune.run_pipeline(found.best[0.1].config)
+    assert again.test_accuracy == found.best[0.1].record.test_accuracy
+
+
 def test_data_that_were_edited_since_are_read_again() -> None:
     def write(slope: int) -> None:
         Path("table.csv").write_text("a,y\n" + "\n".join(f"{i},{slope * i}" for i in range(60)))

@@ -40,6 +40,7 @@ class Component(BaseModel):
         frozen=True,
         strict=True,
         allow_inf_nan=False,
+        ser_json_inf_nan="constants",  # an option without an annotation may be infinite: not null
         validate_default=True,
         protected_namespaces=(),
     )

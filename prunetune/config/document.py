@@ -6,6 +6,7 @@ so here `1e-3` is a number, and a key that is written twice is an error.
 
 from __future__ import annotations
 
+import math
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -255,6 +256,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
+    if not math.isfinite(value):
+        return yaml.SafeDumper.represent_float(dumper, value)  # .inf, -.inf, .nan
     text = repr(value)
     if "e" in text and "." not in text:
         text = text.replace("e", ".0e", 1)

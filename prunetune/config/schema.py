@@ -25,7 +25,12 @@ class Section(BaseModel):
     """Base class of sections, in which unknown keys, wrong types and infinite numbers are errors."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, validate_default=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        ser_json_inf_nan="constants",
+        validate_default=True,
     )
 
 
