@@ -22,7 +22,7 @@ from prunetune.engine.loop import EpochWork
 from prunetune.engine.replicas import ALONE, Replicas, SharedStore
 from prunetune.errors import UserError
 from prunetune.stages import post_pruning
-from prunetune.stages.plan import Plan, branch_points, plan
+from prunetune.stages.plan import Plan, plan, watched
 from prunetune.stages.stage import Place, Step
 from prunetune.store import Artefacts, Store
 from prunetune.tasks import Metric, accuracy, metric_of
@@ -225,7 +225,7 @@ def steps(
         replicas=replicas,
         graphs=config.cuda_graphs,
         compact=config.compact_layers,
-        branches=branch_points(config, data.digest, {config.density, *also}),
+        watched=watched(config, data.digest, {config.density, *also}),
     )
     epochs = {False: 0, True: 0}  # by whether they were reused
     for stage in stages.stages:

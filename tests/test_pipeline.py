@@ -95,9 +95,17 @@ class Ran:
         return [{k: v for k, v in r.items() if k not in ("checkpointed", "reused")} for r in self.reports]
 
 
-def drive(tree: Tree, store: Store, *, owner: str = "me", interval: float = 1e9) -> Ran:
+def drive(
+    tree: Tree,
+    store: Store,
+    *,
+    owner: str = "me",
+    interval: float = 1e9,
+    also: tuple[float, ...] = (),
+) -> Ran:
     reports: list[dict[str, Any]] = []
-    steps = pipeline.run(Config.model_validate(tree), store=store, owner=owner, checkpoint_interval=interval)
+    config = Config.model_validate(tree)
+    steps = pipeline.run(config, store=store, owner=owner, checkpoint_interval=interval, also=also)
     while True:
         try:
             reports.append(next(steps).report())
@@ -446,10 +454,15 @@ def test_invariant_3_killed_within_an_epoch_and_run_again_gives_the_same_bits(
 def test_invariant_3_trials_that_share_a_stage_at_the_same_time_do_not_disturb_each_other(
     small: Tree, store: Store, elsewhere: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trees = [{**small, "densities": [density]} for density in (0.1, 0.3, 0.5)]
+    densities = (0.1, 0.3, 0.5)
+    trees = [{**small, "densities": [density]} for density in densities]
     running = {
         index: pipeline.run(
-            Config.model_validate(tree), store=store, owner=f"t{index}", checkpoint_interval=0
+            Config.model_validate(tree),
+            store=store,
+            owner=f"t{index}",
+            checkpoint_interval=0,
+            also=densities,
         )
         for index, tree in enumerate(trees)
     }
@@ -463,7 +476,8 @@ def test_invariant_3_trials_that_share_a_stage_at_the_same_time_do_not_disturb_e
                 results[index] = end.value
                 del running[index]
     for index, tree in enumerate(trees):
-        assert_same(Ran(reports[index], results[index]), drive(tree, elsewhere))
+        alone = drive(tree, elsewhere, also=densities)
+        assert_same(Ran(reports[index], results[index]), alone)
     assert "damaged" not in caplog.text
 
 

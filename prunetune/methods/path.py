@@ -24,7 +24,7 @@ from prunetune.sparsity.control import controlled, initial_state, log_path
 from prunetune.sparsity.masks import LearnableMask
 
 Lowest = Annotated[float, Field(gt=0, le=1, description="the lowest density; by default the file's lowest")]
-Factor = Annotated[float, Field(ge=1, description="the mean of M at the end, as a multiple of `lowest`")]
+Factor = Annotated[float, Field(gt=0, description="the mean of M at the end, as a multiple of `lowest`")]
 Opening = Annotated[float, Field(gt=0, lt=1, description="share of the stage until the mean is `start`")]
 PathStart = Annotated[float, Field(gt=0, le=1, description="the mean of M after the opening")]
 End = Annotated[float, Field(gt=0, le=1, description="share of the stage after which the path is constant")]

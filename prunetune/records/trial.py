@@ -14,7 +14,7 @@ from prunetune.config.reading import validate
 from prunetune.config.schema import DOES_NOT_DETERMINE, Config
 from prunetune.config.sections import expanded
 from prunetune.engine.epoch import Epoch
-from prunetune.tasks import ACCURACY, accuracy
+from prunetune.tasks import ACCURACY, accuracy, one_shot_name
 
 Status = Literal["running", "complete", "stopped", "collapsed", "diverged", "failed"]
 """`stopped`: by early stopping. `collapsed`, `diverged`: results. `failed`: an exception, or lost workers."""
@@ -80,6 +80,15 @@ class TrialRecord:
         if self.val is None or math.isnan(self.val):
             return None
         return self.val if self.maximize else -self.val
+
+    def one_shot(self, density: float) -> float | None:
+        """The best validation score of the trial's pre-pruned network right after pruning to a density.
+
+        It is the best over the epochs of pre-pruning at which it was measured, or None without any.
+        """
+        name, sign = one_shot_name(self.metric, density), 1 if self.maximize else -1
+        found = [e.metrics[name] for e in self.curve if e.stage == "pre_pruning" and name in e.metrics]
+        return max((sign * value for value in found if not math.isnan(value)), default=None)
 
     @property
     def val_accuracy(self) -> float | None:

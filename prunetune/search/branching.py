@@ -1,8 +1,8 @@
 """Chooses the pre-pruned network from which the next trial branches, with a multi-armed bandit.
 
 Pre-pruning depends neither on the density nor on the later stages, so many trials, at every density, can
-prune and post-train a network that one trial has pre-trained. The bandit chooses the network by the results
-of its branches so far; Optuna proposes all other parameters.
+prune and post-train a network that one trial has pre-trained. The bandit chooses the network by its scores
+right after pruning, and by the results of its branches so far; Optuna proposes all other parameters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,8 @@ _COLLAPSES = 2
 """After this many branches of a network collapsed at a density or above, it gets no more branches there."""
 _DOUBT = 0.25
 """Weight of a prior at the average quantile, so that one lucky result cannot dominate."""
+_ONE_SHOT = 2.0
+"""Weight of the quantile of a network's one-shot score; a result at the same density has weight 1."""
 
 
 @dataclass
@@ -36,13 +38,14 @@ class PrePruned:
     `key` is its key in the store; `params` are the parameters that determine it, by Optuna's names; `only` is
     the density for which it was trained, if its mask aims at one density. `best` is the best post-pruning
     validation score of its branches by density; `branches` is their number by density, running ones
-    included. `collapses` are the densities at which branches collapsed; `worked` is the lowest density at
+    included. `one_shot` is the validation score right after pruning, by density. `collapses` are the densities at which branches collapsed; `worked` is the lowest density at
     which one did not.
     """
 
     key: str
     params: dict[str, Any]
     only: float | None = None
+    one_shot: dict[float, float] = field(default_factory=dict)
     best: dict[float, float] = field(default_factory=dict)
     branches: Counter[float] = field(default_factory=Counter)
     collapses: list[float] = field(default_factory=list)
@@ -65,7 +68,9 @@ class PrePruned:
 class Pool:
     """The pre-pruned networks of a sweep."""
 
-    def __init__(self) -> None:
+    def __init__(self, densities: Sequence[float] = ()) -> None:
+        """`densities` are the sweep's."""
+        self._all_densities = densities
         self._networks: dict[str, PrePruned] = {}
 
     def __len__(self) -> int:
@@ -83,7 +88,9 @@ class Pool:
         """Add the pre-pruned network of a trial; `params` are the trial's parameters in today's space."""
         if record.network is None:
             return
-        network = PrePruned(record.network, determining(params), record.network_density)
+        measured = {density: record.one_shot(density) for density in self._all_densities}
+        one_shot = {density: score for density, score in measured.items() if score is not None}
+        network = PrePruned(record.network, determining(params), record.network_density, one_shot)
         self._networks.setdefault(network.key, network)
 
     def remove(self, key: str) -> None:
@@ -118,11 +125,13 @@ class Pool:
         standing = {
             e: quantiles({n.key: n.best[e] for n in usable if e in n.best}) for e in _densities(usable)
         }
+        one_shot = quantiles({n.key: n.one_shot[density] for n in usable if density in n.one_shot})
         trials = sum(network.branches[density] for network in usable)
         scores = {
             n.key: upper_bound(
                 {e: ranks[n.key] for e, ranks in standing.items() if n.key in ranks},
                 density,
+                one_shot=one_shot.get(n.key),
                 branches=n.branches[density],
                 trials=trials,
             )
@@ -131,16 +140,28 @@ class Pool:
         return sorted(usable, key=lambda network: -scores[network.key])  # stable: the oldest first
 
 
-def upper_bound(quantiles: Mapping[float, float], density: float, *, branches: int, trials: int) -> float:
+def upper_bound(
+    quantiles: Mapping[float, float],
+    density: float,
+    *,
+    one_shot: float | None = None,
+    branches: int,
+    trials: int,
+) -> float:
     """Upper confidence bound of a network at a density: a weighted mean of its quantiles plus a bonus.
 
-    `quantiles` are the network's by density; nearer densities weigh more. The bonus is
+    `quantiles` are those of the network's results by density; nearer densities weigh more. `one_shot` is the
+    quantile of its score right after pruning to this density, which weighs more than any result, because it
+    is known for all networks. The bonus is
     ½·√(ln(1 + N)/(1 + n)) if n (`branches`) of the density's N branches (`trials`) are from this network
     (Auer et al. 2002).
     """
     weights = {e: math.pow(_NEAR, -2 * abs(math.log10(e / density))) for e in quantiles}
     known = sum(weights[e] * quantile for e, quantile in quantiles.items())
-    mean = (known + _DOUBT * 0.5) / (sum(weights.values()) + _DOUBT)
+    total = sum(weights.values()) + _DOUBT
+    if one_shot is not None:
+        known, total = known + _ONE_SHOT * one_shot, total + _ONE_SHOT
+    mean = (known + _DOUBT * 0.5) / total
     return mean + _CONFIDENCE * math.sqrt(math.log(1 + trials) / (1 + branches))
 
 

@@ -46,7 +46,7 @@ class SweepSearch:
         self._ledger = ledger
         self._problem = problem
         self._stored = stored
-        self._pool = Pool()
+        self._pool = Pool(config.densities)
         self._experience = Experience(space.parameters(problem.template, is_active), config.densities)
         self._computing: dict[str, str] = {}  # stage key -> uid of the trial that computes it
         self._searches = {

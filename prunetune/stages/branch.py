@@ -1,4 +1,7 @@
-"""Branch points inside pre-pruning: for a density, the epoch whose network is best right after pruning."""
+"""One-shot scores: how good a network is right after pruning to a density, without further training.
+
+They are known before any trial at that density, and rank networks and the epochs of a pre-training.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,27 @@ from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.stages.pre_pruning import PrePruning
 from prunetune.stages.pruning import Selection, prune
-from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.stage import Origin, Place, Stage, Step, Watcher, train
 from prunetune.stages.state import State, load_state, state_of
 from prunetune.store import Artefact
+
+
+@final
+@dataclass(frozen=True)
+class OneShotScore:
+    """Reports the one-shot value of a network after the last epoch of its pre-training, and stores nothing.
+
+    `selection` says how the network is pruned to the `density`.
+    """
+
+    origin: Origin
+    network: PrePruning
+    selection: Selection
+    density: float
+
+    def watcher(self, place: Place) -> Watcher:
+        """Make the watcher that evaluates the network."""
+        return _LastEpoch(self, place)
 
 
 @final
@@ -30,7 +51,7 @@ class Branch(Stage):
     has its own best epoch; every epoch is a candidate, also the last one. The artefact's meta has `epoch`
     (from 1) and `scores` (one per epoch).
 
-    Branches in `Place.branches` are found while the network is trained. Any other branch is found by
+    Branches in `Place.watched` are found while the network is trained. Any other branch is found by
     training the network again, which repeats the same epochs.
     """
 
@@ -53,7 +74,7 @@ class Branch(Stage):
         if saved is not None:
             yield from ()
             return saved
-        watcher = self.watcher(place)
+        watcher = BestEpoch(self, place)
         return (
             yield from train(
                 self,
@@ -69,21 +90,72 @@ class Branch(Stage):
             )
         )
 
-    def watcher(self, place: Place) -> OneShot:
-        """Make the watcher that finds the best epoch while the network is trained."""
-        return OneShot(self, place)
+    def watcher(self, place: Place) -> BestEpoch | None:
+        """Make the watcher that finds the best epoch while the network is trained, unless it is stored."""
+        is_stored = place.store.load("stages", self.key) is not None
+        return None if is_stored else BestEpoch(self, place)
+
+
+class _Probe:
+    """A copy of a network that is pruned to a density and evaluated."""
+
+    def __init__(self, asked: OneShotScore | Branch, place: Place) -> None:
+        self._asked = asked
+        self._place = place
+        self.model = asked.origin.build(place)
+        self.metric = asked.origin.learns(place).metric
+
+    @property
+    def name(self) -> str:
+        """The name of the one-shot value as a metric."""
+        return self.metric.one_shot(self._asked.density)
+
+    def value(self, state: State) -> float:
+        """Return the validation value of a network in this state after pruning to the density."""
+        asked, place, model = self._asked, self._place, self.model
+        load_state(model, state)
+        seed, data = seed_of(asked.origin.seed, "pruning"), place.data
+        task = asked.origin.learns(place)
+        masks = place.replicas.once(
+            lambda: prune(model, asked.selection, asked.density, task=task, data=data, seed=seed)
+        )
+        load_state(model, state)
+        FixedMask(prunable(model), masks).apply()
+        precision = asked.origin.computes_in
+        value, _ = evaluate(model, data, data.validation, precision, place.replicas, task=task)
+        return value
 
 
 @final
-class OneShot:
+class _LastEpoch:
+    """Evaluates a network at a density after the last epoch of its training."""
+
+    key = None
+
+    def __init__(self, asked: OneShotScore, place: Place) -> None:
+        self._epochs = asked.network.config.epochs
+        self._probe = _Probe(asked, place)
+        self.tensors: dict[str, Tensor] = {}
+
+    def see(self, learner: Learner, epoch: int) -> dict[str, float]:
+        """Return the one-shot value as a metric, after the last epoch."""
+        if epoch < self._epochs:
+            return {}
+        return {self._probe.name: self._probe.value(state_of(learner.model))}
+
+    def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return nothing to store."""
+        return {}, {"status": "complete"}
+
+
+@final
+class BestEpoch:
     """Keeps the state after the epoch with the best one-shot score so far; checkpoints include it."""
 
     def __init__(self, branch: Branch, place: Place) -> None:
         self.key = branch.key
-        self._branch = branch
-        self._place = place
-        self._probe = branch.origin.build(place)
-        self._state: State = {name: t.clone() for name, t in state_of(self._probe).items()}
+        self._probe = _Probe(branch, place)
+        self._state: State = {name: t.clone() for name, t in state_of(self._probe.model).items()}
         # Scores by epoch; NaN for epochs to come.
         epochs = max(1, branch.network.config.epochs)
         self._scores = torch.full((epochs,), torch.nan, device=place.data.device)
@@ -93,17 +165,15 @@ class OneShot:
 
     def see(self, learner: Learner, epoch: int) -> dict[str, float]:
         """Evaluate the network after an epoch (from 1); return its one-shot value as a metric."""
-        branch, place = self._branch, self._place
         current = state_of(learner.model)
-        value = self._one_shot(current)
-        metric = branch.origin.learns(place).metric
+        value = self._probe.value(current)
         earlier = self._scores[: epoch - 1]
-        score = metric.score(value)
+        score = self._probe.metric.score(value)
         if not bool((earlier >= score).any()):
             for name, tensor in self._state.items():
                 tensor.copy_(current[name])
         self._scores[epoch - 1] = score
-        return {f"oneshot_{metric.name}_density_{branch.density:.12g}": value}
+        return {self._probe.name: value}
 
     def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the best state and its metadata; the learner's state if no epoch was seen."""
@@ -111,22 +181,7 @@ class OneShot:
         seen = self._scores[~self._scores.isnan()]
         state = self._state if len(seen) else state_of(learner.model)
         epoch = int(seen.argmax()) + 1 if len(seen) else 0
-        names = prunable(self._probe)
+        names = prunable(self._probe.model)
         alive = any(bool(state[name].any()) for name in names)
         status = "complete" if alive else "collapsed"
         return state, {"status": status, "epoch": epoch, "scores": seen.tolist()}
-
-    def _one_shot(self, state: State) -> float:
-        """Return the validation value of a network in this state after pruning to the density."""
-        branch, place = self._branch, self._place
-        load_state(self._probe, state)
-        seed, data = seed_of(branch.origin.seed, "pruning"), place.data
-        task = branch.origin.learns(place)
-        masks = place.replicas.once(
-            lambda: prune(self._probe, branch.selection, branch.density, task=task, data=data, seed=seed)
-        )
-        load_state(self._probe, state)
-        FixedMask(prunable(self._probe), masks).apply()
-        precision = branch.origin.computes_in
-        value, _ = evaluate(self._probe, data, data.validation, precision, place.replicas, task=task)
-        return value

@@ -12,7 +12,7 @@ from prunetune.config.canonical import is_active
 from prunetune.config.document import Document
 from prunetune.config.reading import validate
 from prunetune.config.schema import Config
-from prunetune.stages.branch import Branch
+from prunetune.stages.branch import Branch, OneShotScore
 from prunetune.stages.initial import Initial
 from prunetune.stages.post_pruning import Closing, PostPruning
 from prunetune.stages.pre_pruning import PrePruning
@@ -57,10 +57,20 @@ class Plan:
         return whole[0] if whole else None
 
 
-def branch_points(config: Config, data_digest: str, densities: Iterable[float]) -> list[Branch]:
-    """The branch points that the configuration's pre-training has at these densities; [] if it has none."""
-    found = [stage for d in densities for stage in plan(config.at(d), data_digest).stages]
-    return [stage for stage in found if isinstance(stage, Branch)]
+def watched(config: Config, data_digest: str, densities: Iterable[float]) -> list[Branch | OneShotScore]:
+    """Return what is to be found at these densities while the configuration's network is pre-trained.
+
+    These are branch points, or the one-shot scores of the last epoch where pruning starts from it.
+    """
+    found: list[Branch | OneShotScore] = []
+    for density in densities:
+        stages = plan(config.at(density), data_digest)
+        branches = [stage for stage in stages.stages if isinstance(stage, Branch)]
+        if stages.network is not None and not branches:
+            origin, selection = stages.final.origin, stages.final.masks.selection
+            found.append(OneShotScore(origin, stages.network, selection, density))
+        found += branches
+    return found
 
 
 def plan(config: Config, data_digest: str) -> Plan:

@@ -18,7 +18,7 @@ from prunetune.engine.loop import Learner
 from prunetune.engine.optimizers import make_optimizer, make_schedule
 from prunetune.engine.seeds import seed_of
 from prunetune.sparsity.masks import prunable
-from prunetune.stages.stage import BranchPoint, Origin, Place, Stage, Step, train
+from prunetune.stages.stage import Origin, Place, Stage, Step, Watcher, train
 from prunetune.stages.state import state_of
 from prunetune.store import Artefact
 from prunetune.tasks import ACCURACY, Metric
@@ -82,7 +82,7 @@ class PrePruning(Stage):
                 finish=finish,
                 stop=self.until,
                 is_hopeless=give_up,
-                watchers=[branch.watcher(place) for branch in self._branches(place)],
+                watchers=self._watchers(place),
             )
         )
 
@@ -97,10 +97,10 @@ class PrePruning(Stage):
         task = self.origin.learns(place)
         return is_hopeless(curve, self.config, task.chance(place.data.validation.targets), task.metric)
 
-    def _branches(self, place: Place) -> list[BranchPoint]:
-        """The branch points that are asked for, and not in the store yet."""
-        mine = [branch for branch in place.branches if branch.network.key == self.key]
-        return [branch for branch in mine if place.store.load("stages", branch.key) is None]
+    def _watchers(self, place: Place) -> list[Watcher]:
+        mine = [watched for watched in place.watched if watched.network.key == self.key]
+        made = [watched.watcher(place) for watched in mine]
+        return [watcher for watcher in made if watcher is not None]
 
 
 def make_learner(config: PrePruningConfig, model: nn.Module, density: float | None = None) -> Learner:

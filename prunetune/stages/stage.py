@@ -81,8 +81,8 @@ class Place:
     replicas: Replicas = ALONE
     graphs: bool = False
     compact: bool = False
-    branches: Sequence[BranchPoint] = ()
-    """The branch points to find while their networks are trained."""
+    watched: Sequence[Watched] = ()
+    """What is to be found while networks are trained."""
     results: dict[str, Artefact] = field(default_factory=dict)
     """The results of the stages that have run here, by key, so that none is read twice."""
 
@@ -92,11 +92,11 @@ class Place:
 
 
 class Watcher(Protocol):
-    """Evaluates a network after each epoch of its training, to find the result of another stage."""
+    """Evaluates a network after each epoch of its training; it may find the result of another stage."""
 
     @property
-    def key(self) -> str:
-        """The key of that stage."""
+    def key(self) -> str | None:
+        """The key of that stage, or None if nothing is to be stored."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -106,22 +106,18 @@ class Watcher(Protocol):
         """Evaluate the network after an epoch (from 1), with its weights for evaluation; return metrics."""
 
     def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what to store: tensors, and metadata with the `status`."""
+        """Return what to store: tensors, and metadata with the `status`. Called only if there is a key."""
 
 
-class BranchPoint(Protocol):
-    """A stage whose result is found while the stage `network` is trained (see `stages.branch.Branch`)."""
-
-    @property
-    def key(self) -> str:
-        """The key of this stage."""
+class Watched(Protocol):
+    """Something that is found while the stage `network` is trained (see `stages.branch`)."""
 
     @property
     def network(self) -> Stage:
         """The stage that trains the network."""
 
-    def watcher(self, place: Place) -> Watcher:
-        """Make the watcher that finds the result."""
+    def watcher(self, place: Place) -> Watcher | None:
+        """Make the watcher that finds it, or return None if it was found before."""
 
 
 class Stage(ABC):
@@ -213,8 +209,8 @@ def train(
     tensors and the metadata to store for a network that did not diverge. The artefact's meta has `status`
     (complete, collapsed or diverged) and `curve` (metrics and owner of each epoch).
 
-    Each of the `watchers` sees every epoch, and its result is stored as well, also if the network collapses
-    or diverges. A watcher that did not exist when the checkpoint was written has missed epochs and is left
+    Each of the `watchers` sees every epoch and adds metrics to its entry in `curve`; its result is stored as
+    well, also if the network collapses or diverges. A watcher that did not exist when the checkpoint was written has missed epochs and is left
     out.
     """
 
@@ -263,14 +259,15 @@ def train(
             stop=stop,
         ):
             yield work
-            curve.append({**work.result(), "owner": place.owner})
+            entry = {**work.result(), "owner": place.owner}
             with precision.backends(place.data.device):
-                seen = [watcher.see(learner, len(curve)) for watcher in watching]
-            told = {name: value for found in seen for name, value in found.items()}
+                for watcher in watching:
+                    entry |= watcher.see(learner, len(curve) + 1)
+            curve.append(entry)
             # The last epoch needs no checkpoint: the stage's result follows.
             last = len(curve) == (stop or total) or is_hopeless(curve)
             written = not last and checkpoint.save(learner, curve)
-            yield epoch(len(curve), {**curve[-1], **told}, last=last, checkpointed=written)
+            yield epoch(len(curve), entry, last=last, checkpointed=written)
             if last:
                 break
         with precision.backends(place.data.device):
@@ -279,7 +276,7 @@ def train(
         tensors, meta = {}, {"status": "diverged"}
     meta = {**meta, "curve": curve}
     for watcher in watching:
-        if watcher.key != key:
+        if watcher.key is not None and watcher.key != key:
             found, of_it = watcher.result(learner)
             place.store.save("stages", watcher.key, found, {**of_it, "curve": []})
     place.store.save("stages", key, tensors, meta)

@@ -8,10 +8,20 @@ from prunetune import models
 from prunetune.config.schema import Config, ModelConfig, TaskConfig
 from prunetune.data import Form
 from prunetune.tasks.classification import Classification
-from prunetune.tasks.metric import ACCURACY, Metric, accuracy
+from prunetune.tasks.metric import ACCURACY, Metric, accuracy, one_shot_name
 from prunetune.tasks.task import Task
 
-__all__ = ["ACCURACY", "Classification", "Metric", "Task", "accuracy", "make", "metric_of", "network"]
+__all__ = [
+    "ACCURACY",
+    "Classification",
+    "Metric",
+    "Task",
+    "accuracy",
+    "make",
+    "metric_of",
+    "network",
+    "one_shot_name",
+]
 
 
 def make(config: TaskConfig, form: Form) -> Task:

@@ -45,6 +45,10 @@ class Metric:
         """The name under which the value on the test split is reported, `test_<name>`."""
         return f"test_{self.name}"
 
+    def one_shot(self, density: float) -> str:
+        """The name of the value right after pruning to a density (`one_shot_name`)."""
+        return one_shot_name(self.name, density)
+
     @property
     def noun(self) -> str:
         """The metric's name within a sentence: `accuracy`, `RMSE`."""
@@ -103,6 +107,17 @@ class Metric:
     def read(cls, plain: Mapping[str, Any]) -> Metric:
         """Make a metric from `plain` data."""
         return cls(**{**plain, "worst": float(plain["worst"])})
+
+
+def one_shot_name(metric: str, density: float) -> str:
+    """The name under which a metric's value right after pruning to a density is reported.
+
+    It is measured on the validation split, before any further training. `metric` is the metric's name.
+
+    >>> one_shot_name("accuracy", 0.032)
+    'oneshot_accuracy_density_0.032'
+    """
+    return f"oneshot_{metric}_density_{density:.12g}"
 
 
 def accuracy(name: str, value: float | None) -> float | None:

@@ -47,6 +47,24 @@ def test_what_another_density_found_decides_where_nothing_was_tried_yet() -> Non
     assert [n.key for n in networks.ranked(0.01)] == ["b", "c", "a"]
 
 
+def test_a_network_is_known_at_every_density_before_any_branch() -> None:
+    scores = {"a": (0.9, 0.1), "b": (0.5, 0.3), "c": (0.7, 0.2)}
+    networks = Pool([0.1, 0.01])
+    for key, (high, low) in scores.items():
+        made = finish(record(key, 0.1), 0.5)
+        one_shot = {"oneshot_accuracy_density_0.1": high, "oneshot_accuracy_density_0.01": low}
+        made.curve.insert(0, epoch(1, metrics=one_shot))
+        networks.add(made, {})
+    assert [n.key for n in networks.ranked(0.1)] == ["a", "c", "b"]
+    assert [n.key for n in networks.ranked(0.01)] == ["b", "c", "a"]
+
+
+def test_upper_bound_with_a_one_shot_score_by_hand() -> None:
+    # The quantile of the one-shot score has weight 2, the result weight 1, the doubt (½) weight 1/4.
+    found = upper_bound({0.01: 1.0}, 0.01, one_shot=0.25, branches=0, trials=0)
+    assert found == pytest.approx((2 * 0.25 + 1.0 + 0.125) / 3.25)
+
+
 def test_the_own_density_outweighs_another() -> None:
     networks = pool(
         record("a", 0.1, 0.5), record("b", 0.1, 0.9), record("a", 0.01, 0.8), record("b", 0.01, 0.2)

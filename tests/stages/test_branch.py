@@ -21,7 +21,7 @@ from prunetune.errors import ConfigError
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.stages.branch import Branch
-from prunetune.stages.plan import branch_points, plan
+from prunetune.stages.plan import plan, watched
 from prunetune.stages.pruning import Selection, prune
 from prunetune.stages.state import load_state
 from prunetune.store import Store
@@ -68,7 +68,8 @@ def run(
 
 
 def branch_of(config: Config) -> Branch:
-    (found,) = branch_points(config, datasets.load(config.data).digest, config.densities)
+    (found,) = watched(config, datasets.load(config.data).digest, config.densities)
+    assert isinstance(found, Branch)
     return found
 
 
