@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from prunetune.config.canonical import determining_fields
+from prunetune.records import networks
 from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric
@@ -75,6 +76,7 @@ def markdown(frame: pd.DataFrame, title: str) -> str:
             ["", *(f"{density:g}" for density in best["density"])],
             [[f"`{name}`", *(_cell(value) for value in best[name])] for name in searched],
         )
+    lines += networks.section(frame, best, metric)
     return "\n".join(lines) + "\n"
 
 
@@ -194,6 +196,10 @@ def write_report(store: Store, name: str) -> list[str]:
         figure = f"report/{metric.name}.png"
         store.write_file(figure, metric_figure(frame, name))
         written.append(figure)
+        drawn = networks.figure(frame, best_rows(frame), metric, name)
+        if drawn is not None:
+            store.write_file("report/networks.png", drawn)
+            written.append("report/networks.png")
     return [store.path(path) for path in written]
 
 

@@ -28,6 +28,7 @@ _MORE_COLUMNS = (
     "effective_density",
     "status",
     "branched",
+    "network",
     "epochs_run",
     "epochs_reused",
     "seconds",
@@ -89,20 +90,26 @@ def rows(records: list[TrialRecord], metric: Metric = ACCURACY) -> list[Row]:
 def trials_frame(records: list[TrialRecord], run_ids: Mapping[str, str], base: Config) -> pd.DataFrame:
     """A table with a row per trial: density, trial, hyperparameters by dotted name, and `result_columns`.
 
-    The table's `attrs`, which parquet files keep, hold the metric, so that a report can be made from the
-    table alone.
+    A column for each density of the sweep has the value of the trial's pre-pruned `network` right after
+    pruning to that density (`TrialRecord.one_shot`), where it was measured. The table's `attrs`, which
+    parquet files keep, hold the metric, so that a report can be made from the table alone.
     """
     table, metric = [], metric_of(base)
-    columns = result_columns(metric)
+    one_shot = {metric.one_shot(density): density for density in base.densities}
+    columns = (*result_columns(metric), *one_shot)
     for record in records:
         tree = trial_config(record, base).tree()
         values = flatten({key: tree[key] for key in determining_fields()})
         parameters = {_column(key): value for key, value in values.items()}
         results = {name: getattr(record, name, None) for name in columns}
         results |= {metric.val: record.val, metric.test: record.test}
+        for name, density in one_shot.items():
+            score = record.one_shot(density)
+            results[name] = None if score is None else metric.value(score)
         results["mlflow_run_id"] = run_ids.get(record.uid)
         table.append({"density": record.density, "trial": record.number, **parameters, **results})
     frame = pd.DataFrame(table)
+    frame = frame.drop(columns=[name for name in one_shot if name in frame and frame[name].isna().all()])
     for name in frame.columns:
         # A section that is null in some trials (`mask: null` beside `mask.lambda1`) has an empty column.
         if frame[name].isna().all() and any(other.startswith(f"{name}.") for other in frame.columns):

@@ -37,9 +37,9 @@ class PrePruned:
 
     `key` is its key in the store; `params` are the parameters that determine it, by Optuna's names; `only` is
     the density for which it was trained, if its mask aims at one density. `best` is the best post-pruning
-    validation score of its branches by density; `branches` is their number by density, running ones
-    included. `one_shot` is the validation score right after pruning, by density. `collapses` are the densities at which branches collapsed; `worked` is the lowest density at
-    which one did not.
+    validation score of its branches by density; `branches` is their number by density, running ones included.
+    `one_shot` is the validation score right after pruning, by density. `collapses` are the densities at which
+    branches collapsed; `worked` is the lowest density at which one did not.
     """
 
     key: str

@@ -210,8 +210,8 @@ def train(
     (complete, collapsed or diverged) and `curve` (metrics and owner of each epoch).
 
     Each of the `watchers` sees every epoch and adds metrics to its entry in `curve`; its result is stored as
-    well, also if the network collapses or diverges. A watcher that did not exist when the checkpoint was written has missed epochs and is left
-    out.
+    well, also if the network collapses or diverges. A watcher that did not exist when the checkpoint was
+    written has missed epochs and is left out.
     """
 
     task = origin.learns(place)

@@ -194,3 +194,40 @@ def test_a_comparison_takes_the_best_configuration_by_validation_over_its_seeds(
         "| one | 52.0 ± 2.0 (3) | 30.0 (1) |",
         "| other | 11.0 (1) |  |",
     ]
+
+
+def of_networks(folder: Path) -> pd.DataFrame:
+    """Three trials of each of two networks, with one-shot scores at both densities."""
+    config, _, done = records(
+        folder, [("complete", 0.5, 0.5), ("complete", 0.7, 0.7), ("complete", 0.6, 0.6)]
+    )
+    scores = {"a" * 64: (0.4, 0.1), "b" * 64: (0.3, 0.2)}
+    for record, network in zip(done, [*scores, *scores, *scores], strict=True):
+        high, low = scores[network]
+        record.network = network
+        measured = {"oneshot_accuracy_density_0.1": high, "oneshot_accuracy_density_0.01": low}
+        record.curve.insert(0, epoch(1, metrics=measured))
+    return results.trials_frame(done, {}, config)
+
+
+def test_the_value_right_after_pruning_has_a_column_per_density(tmp_path: Path) -> None:
+    frame = of_networks(tmp_path)
+    assert frame["oneshot_accuracy_density_0.1"].tolist() == [0.4, 0.3] * 3
+    assert frame["oneshot_accuracy_density_0.01"].tolist() == [0.1, 0.2] * 3
+    assert "oneshot_accuracy_density_0.1" not in reporting.hyperparameters(frame)
+
+
+def test_the_report_lists_each_network_before_and_after_post_pruning(tmp_path: Path) -> None:
+    page = reporting.markdown(of_networks(tmp_path), "small").splitlines()
+    # Each trial at 0.1 is of `a`, each at 0.01 of `b`; the best has 70 %.
+    assert "| `aaaaaaaa` | 3 | 40.00 % → 70.00 % | 10.00 % → – |" in page
+    assert "| `bbbbbbbb` | 3 | 30.00 % → – | 20.00 % → 70.00 % |" in page
+
+
+def test_a_table_without_such_values_has_no_section_and_no_figure_of_networks(tmp_path: Path) -> None:
+    config, _, done = records(tmp_path, [("complete", 0.5, 0.5)])
+    store = Store(str(tmp_path / "small"))
+    results.write(store, done, {}, config)
+    written = reporting.write_report(store, "small")
+    assert not any("networks" in path for path in written)
+    assert "networks" not in (tmp_path / "small" / "report" / "summary.md").read_text()
