@@ -42,8 +42,9 @@ class Path:
     The prescribed mean of M, which is the expected density, falls from `initial` to `start` during the
     opening of the stage, and then to `factor` times the lowest density, fast at first and slowly in the end
     (`sparsity.control.log_path`). A controller sets λ2 after every step so that the mean follows this path
-    (`sparsity.control.controlled`); λ2 is not a hyperparameter. One network passes through every density, and with `pruning.from_epoch: best` it serves
-    all of them. The default of `lowest` is the lowest density of the file.
+    (`sparsity.control.controlled`); λ2 is not a hyperparameter. One network passes through every density, and
+    with `pruning.from_epoch: best` it serves all of them. The default of `lowest` is the lowest density of
+    the file.
     """
 
     aims_at_density = False
