@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +47,36 @@ TREE: dict[str, Any] = {
     "pruning": {"from_epoch": "best"},
     "post_pruning": {"epochs": 2, "optimizer": {"name": "adam", "lr": 0.01}},
 }
+
+
+SWEEP = """
+import json, os, signal, sys
+from pathlib import Path
+
+from prunetune import run_sweep
+from prunetune.engine import checkpoint, loop
+
+tree, killed_after = json.loads(sys.argv[1]), int(sys.argv[2])
+train, save = loop.train_epoch, checkpoint.EpochCheckpoint.save
+checkpoint.checkpoint_wait = lambda *times: 0.0
+
+def counted(*arguments, **settings):
+    with open("trained", "a") as file:
+        file.write("an epoch\\n")
+    return train(*arguments, **settings)
+
+def dying(self, learner, curve):
+    written = save(self, learner, curve)
+    if len(curve) == killed_after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return written
+
+loop.train_epoch, checkpoint.EpochCheckpoint.save = counted, dying
+found = run_sweep(tree, executor="in_process")
+results = [[r.density, r.number, r.val, r.test, r.epochs_run, r.epochs_reused] for r in found.records]
+Path("results.json").write_text(json.dumps(sorted(results)))
+"""
+"""A sweep that counts the epochs it trains, and is killed after so many epochs of a stage."""
 
 
 def config(density: float = 0.1, **pre: Any) -> Config:
@@ -184,6 +218,34 @@ def test_a_network_that_collapses_in_the_end_can_be_branched_from_before(store: 
     last, _ = run(from_document(Document("last", tree)), store)
     assert last is not None
     assert (last.status, last.nonzero) == ("collapsed", 0)
+
+
+def test_a_sweep_that_is_killed_between_branch_points_trains_no_epoch_twice(tmp_path: Path) -> None:
+    tree = {
+        **copy.deepcopy(TREE),
+        "densities": list(DENSITIES),
+        "search": {"trials_per_density": 2, "early_stopping": None},
+        "resources": {"trials_per_worker": 1},
+        "tracking": {"trackers": []},
+    }
+    tree["post_pruning"]["optimizer"]["lr"] = {"choice": [0.01, 0.003]}
+
+    def run_it(folder: Path, killed_after: int) -> int:
+        folder.mkdir(exist_ok=True)
+        words = [sys.executable, "-c", SWEEP, json.dumps(tree), str(killed_after)]
+        return subprocess.run(words, cwd=folder, check=False).returncode
+
+    def trained(folder: Path) -> int:
+        return len((folder / "trained").read_text().splitlines())
+
+    assert run_it(tmp_path / "calm", 0) == 0
+    assert run_it(tmp_path / "killed", 3) == -signal.SIGKILL
+    assert trained(tmp_path / "killed") == 3
+    assert run_it(tmp_path / "killed", 0) == 0
+    # One pre-training for six trials, and two epochs of post-pruning for each of them.
+    assert trained(tmp_path / "killed") == trained(tmp_path / "calm") == EPOCHS + 6 * 2
+    one, other = ((tmp_path / name / "results.json").read_text() for name in ("calm", "killed"))
+    assert one == other
 
 
 def test_without_pre_pruning_there_is_nothing_to_branch_from() -> None:
