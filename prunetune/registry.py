@@ -43,11 +43,12 @@ MASKS = Kind(
         "path": "prunetune.methods.path:Path",
     },
     positional=1,
-    provided=("density",),
+    provided=("density", "steps"),
 )
 """`pre_pruning.mask.method`: a class of masks that are learnt with the weights (`engine/constraint.py`).
 
-It is called as `method(weights, *, options…)`, and with `density` if its `aims_at_density` is true.
+It is called as `method(weights, *, options…)`, with `density` if its `aims_at_density` is true, and with
+`steps`, the number of training steps of the stage, if it has a parameter of this name.
 """
 
 DYNAMICS = Kind(

@@ -15,7 +15,6 @@ from prunetune.methods.bernoulli import (
     Control,
     Lambda1,
     Start,
-    StepSize,
     mask_optimizer,
     measured,
     tensors_of,
@@ -29,6 +28,7 @@ Power = Annotated[float, Field(ge=1, description="1: ρ falls geometrically; mor
 Opening = Annotated[float, Field(gt=0, lt=1, description="share of the stage until the mean is `start`")]
 PathStart = Annotated[float, Field(gt=0, le=1, description="the mean of M after the opening")]
 End = Annotated[float, Field(gt=0, le=1, description="share of the stage after which the path is constant")]
+Travel = Annotated[float, Field(gt=0, description="Adam's step size for M, times the steps of the stage")]
 Gain = Annotated[float, Field(gt=0, description="change of log λ2 per stage and unit of log ρ − log ρ*")]
 Proportional = Annotated[
     float, Field(ge=0, description="part of log λ2 that is a multiple of log ρ − log ρ*")
@@ -55,6 +55,7 @@ class Path:
         self,
         weights: Mapping[str, nn.Parameter],
         *,
+        steps: int,
         lowest: Lowest,
         factor: Factor = 0.9,
         start: PathStart = 0.3,
@@ -65,11 +66,11 @@ class Path:
         proportional: Proportional = 4.0,
         lambda1: Lambda1 = 0.0,
         initial: Start = 0.9,
-        lr: StepSize = 0.005,
+        travel: Travel = 12.0,
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
-        self.optimizers = [mask_optimizer(self.mask, lr)]
+        self.optimizers = [mask_optimizer(self.mask, travel / steps)]
         final = min(factor * lowest, 1.0)
         self.goal = log_path(initial, start, final, opening=opening, end=end, power=power)
         # On the device, so that no step waits for a copy.

@@ -36,7 +36,8 @@ def log_path(
         if time < opening:
             return high + (middle - high) * time / opening
         if time < end:
-            return low + (middle - low) * ((end - time) / (end - opening)) ** power
+            left: float = ((end - time) / (end - opening)) ** power
+            return low + (middle - low) * left
         return low
 
     return path

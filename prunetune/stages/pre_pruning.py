@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Generator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from prunetune import models
 from prunetune.config.schema import PrePruningConfig
+from prunetune.data.batches import steps_per_epoch
 from prunetune.engine.checkpoint import Curve
 from prunetune.engine.constraint import Unconstrained
 from prunetune.engine.loop import Learner
@@ -90,7 +92,8 @@ class PrePruning(Stage):
         """The network before its first epoch, with its optimizers and its mask."""
         model, config = self.origin.build(place), self.config
         models.initialize(model, config.initializer, seed=seed_of(self.origin.seed, "initializer"))
-        return make_learner(config, model, self.density)
+        steps = steps_per_epoch(place.data, self.origin.batch_size) * config.epochs
+        return make_learner(config, model, self.density, steps=steps)
 
     def is_hopeless(self, place: Place, curve: Curve) -> bool:
         """Whether training is to end after an epoch with this curve (`is_hopeless`)."""
@@ -103,15 +106,24 @@ class PrePruning(Stage):
         return [watcher for watcher in made if watcher is not None]
 
 
-def make_learner(config: PrePruningConfig, model: nn.Module, density: float | None = None) -> Learner:
-    """Combine a model with its optimizers and its mask; `density` is for a mask that aims at one."""
+def make_learner(
+    config: PrePruningConfig, model: nn.Module, density: float | None = None, *, steps: int = 1
+) -> Learner:
+    """Combine a model with its optimizers and its mask.
+
+    `density` is for a mask that aims at one, and `steps`, the number of steps of the stage, for a mask that
+    takes it.
+    """
     factor = make_schedule(config.optimizer.schedule)
     if config.mask is None:
         optimizer = make_optimizer(config.optimizer, list(model.parameters()))
         return Learner(model, [optimizer], state_of(model), factor, Unconstrained())
     weights = prunable(model)
-    provided = {} if density is None else {"density": density}
-    method = config.mask.component(weights, **provided, **config.mask.options)
+    component = config.mask.component
+    provided: dict[str, float] = {} if density is None else {"density": density}
+    if "steps" in inspect.signature(component).parameters:
+        provided["steps"] = steps
+    method = component(weights, **provided, **config.mask.options)
     masked = {id(weight) for weight in weights.values()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in masked]
     return Learner(

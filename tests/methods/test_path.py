@@ -82,7 +82,7 @@ def tree(**mask: Any) -> dict[str, Any]:
 
 def test_the_mask_follows_its_path(tmp_path: Any) -> None:
     """λ2 rises over decades until it holds; then ρ stays within a factor of 1.6, and a tenth at the end."""
-    config = from_document(Document("path", tree(lowest=0.02, opening=0.2, end=0.8, lr=0.02)))
+    config = from_document(Document("path", tree(lowest=0.02, opening=0.2, end=0.8, travel=20)))
     epochs = [e for e in pipeline.run(config, store=Store(str(tmp_path))) if e.stage == "pre_pruning"]
     goal = log_path(0.9, 0.3, 0.9 * 0.02, opening=0.2, end=0.8, power=2.0)
     shares = [e.metrics["mask_density"] / math.exp(goal(number / 20)) for number, e in enumerate(epochs, 1)]
