@@ -178,7 +178,10 @@ NOTES: dict[tuple[str, str], Note] = {
         "time for a search of λ2. On MNIST, with the defaults, it was better at every density than the "
         "median of networks with a random λ2 (four runs each); a λ2 that was searched for a density can be "
         "better at it.",
-        options=("lowest", "factor", "start", "opening", "end", "gain", "lambda1", "initial", "lr"),
+        options=(
+            *("lowest", "factor", "start", "opening", "end", "power", "travel"),
+            *("gain", "proportional", "lambda1", "initial"),
+        ),
     ),
     ("allocation", "global"): Note(
         "The weights of all layers are ranked together, and the best floor(d·n) stay.",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from prunetune.engine.loop import Learner, evaluate
 from prunetune.engine.seeds import seed_of
+from prunetune.engine.statistics import renew_statistics
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.stages.pre_pruning import PrePruning
 from prunetune.stages.pruning import Selection, prune
@@ -47,9 +48,9 @@ class Branch(Stage):
     """Selects the state of a pre-training after the epoch with the best one-shot score at a density.
 
     The one-shot score of an epoch is the validation score of the network after pruning to the density,
-    without further training. A learnable mask passes through all densities while it closes, so each density
-    has its own best epoch; every epoch is a candidate, also the last one. The artefact's meta has `epoch`
-    (from 1) and `scores` (one per epoch).
+    without further training, except that batch norm's statistics are computed anew. A learnable mask passes
+    through all densities while it closes, so each density has its own best epoch; every epoch is a candidate,
+    also the last one. The artefact's meta has `epoch` (from 1) and `scores` (one per epoch).
 
     Branches in `Place.watched` are found while the network is trained. Any other branch is found by
     training the network again, which repeats the same epochs.
@@ -122,6 +123,7 @@ class _Probe:
         load_state(model, state)
         FixedMask(prunable(model), masks).apply()
         precision = asked.origin.computes_in
+        renew_statistics(model, data, seed=seed, precision=precision, task=task)
         value, _ = evaluate(model, data, data.validation, precision, place.replicas, task=task)
         return value
 
