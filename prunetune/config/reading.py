@@ -92,11 +92,10 @@ def completed(template: dict[str, Any]) -> dict[str, Any]:
     A component names them in its attribute `from_densities`, which maps an option to a function of the
     densities. A trial has only one density, so the option must be set here, where all of them are known.
     """
-    densities = template.get("densities")
-    if not isinstance(densities, list) or not densities:  # the schema says so
-        return template
-    if not all(isinstance(density, int | float) for density in densities):
-        return template
+    given = template.get("densities")
+    numbers = [d for d in given if isinstance(d, int | float)] if isinstance(given, list) else []
+    # Of wrong densities the schema says so, and nothing else is to be said.
+    densities = [density for density in numbers if 0 < density <= 1] or [1.0]
     found = _completed(template, "", densities)
     assert isinstance(found, dict)
     return found
@@ -149,8 +148,6 @@ def _contradictions(config: Config) -> Iterator[tuple[str, Any, str]]:
     """Yield (key, value, rule) of values that are valid alone, but contradict others."""
     pre, pruning, post = config.pre_pruning, config.pruning, config.post_pruning
     schedule = pruning.schedule
-    if pruning.from_epoch == "best" and pre is None:
-        yield "pruning.from_epoch", "best", "there is no pre_pruning whose epochs could be compared"
     if isinstance(pruning.rewind, int) and (pre is None or pruning.rewind > pre.epochs):
         epochs = 0 if pre is None else pre.epochs
         yield "pruning.rewind", pruning.rewind, f"must be at most the {epochs} epochs of pre_pruning"

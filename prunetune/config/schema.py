@@ -172,7 +172,7 @@ class PruningConfig(Section):
     structure: Literal["unstructured", "channel", "2:4", "1:4", "4:8"] = "unstructured"
     schedule: Annotated[PruningScheduleConfig, BeforeValidator(_named)] = PruningScheduleConfig()
     from_epoch: Literal["last", "best"] = Field(
-        "last", description="of pre-pruning: best has the highest validation score right after pruning"
+        "last", description="of pre-pruning, if any: best has the highest validation score after pruning"
     )
     rewind: Annotated[int | str | None, BeforeValidator(_rewind)] = "none"
     sanity_check: Literal["shuffle", "redraw", "invert"] | None = Field(

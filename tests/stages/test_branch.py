@@ -21,7 +21,6 @@ from prunetune.config.schema import Config
 from prunetune.engine.epoch import Epoch
 from prunetune.engine.loop import evaluate
 from prunetune.engine.seeds import seed_of
-from prunetune.errors import ConfigError
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.stages.branch import Branch
@@ -248,7 +247,10 @@ def test_a_sweep_that_is_killed_between_branch_points_trains_no_epoch_twice(tmp_
     assert one == other
 
 
-def test_without_pre_pruning_there_is_nothing_to_branch_from() -> None:
-    tree = {**TREE, "pre_pruning": None}
-    with pytest.raises(ConfigError, match=r"pruning\.from_epoch = 'best': there is no pre_pruning"):
-        from_document(Document("none", tree))
+def test_without_pre_pruning_every_epoch_is_the_same(store: Store) -> None:
+    best, last = (
+        from_document(Document("none", {**TREE, "pre_pruning": None, "pruning": {"from_epoch": epoch}}))
+        for epoch in ("best", "last")
+    )
+    digest = datasets.load(best.data).digest
+    assert plan(best, digest).keys == plan(last, digest).keys
