@@ -7,7 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks import common, history, one_network, orchestration, scaling, step_time, sweep_cost, vectorized
+from benchmarks import (
+    common,
+    history,
+    one_network,
+    orchestration,
+    scaling,
+    step_time,
+    sweep_cost,
+    time_to_accuracy,
+    vectorized,
+)
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 
@@ -15,6 +25,7 @@ BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 
 RENDERERS: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "sweep_cost": sweep_cost.render,
+    "time_to_accuracy": time_to_accuracy.render,
     "one_network": one_network.render,
     "step_time": step_time.render,
     "vectorized": vectorized.render,

@@ -18,6 +18,7 @@ from benchmarks import (
     bounds,
     clocked,
     common,
+    events,
     history,
     orchestration,
     plain_loop,
@@ -25,6 +26,7 @@ from benchmarks import (
     step_time,
     sweep_cost,
     tables,
+    time_to_accuracy,
     vectorized,
 )
 from prunetune import data as datasets
@@ -456,3 +458,54 @@ def test_each_way_of_a_sweep_adds_one_saving() -> None:
     assert [way.compact_layers for way in (workers, reuse, stopping, compact)] == [False, False, False, True]
     default = SearchConfig(trials_per_density=32, early_stopping=stopping.search.early_stopping)
     assert compact.search == stopping.search == default
+
+
+# --- time to accuracy
+
+
+def test_a_density_is_reached_by_its_first_good_trial_and_the_whole_by_the_last_density() -> None:
+    better = {
+        "0.1": [{"seconds": 5.0, "val": 0.7}, {"seconds": 9.0, "val": 0.9}],
+        "0.01": [{"seconds": 7.0, "val": 0.6}],
+    }
+    assert time_to_accuracy.reached(better, {"0.1": 0.7, "0.01": 0.5}) == 7.0
+    assert time_to_accuracy.reached(better, {"0.1": 0.8, "0.01": 0.5}) == 9.0
+    assert math.isinf(time_to_accuracy.reached(better, {"0.1": 0.8, "0.01": 0.7}))
+    assert math.isinf(time_to_accuracy.reached(better, {"0.001": 0.1}))
+
+
+def test_the_time_to_accuracy_by_hand() -> None:
+    def run(seconds: float, at: float, val: float) -> dict[str, Any]:
+        return {"seconds": seconds, "better": {"0.1": [{"seconds": at, "val": val, "test": val - 0.1}]}}
+
+    ways = {
+        "Ray Tune": {"0": run(100.0, 90.0, 0.8), "1": run(300.0, 90.0, 0.9), "2": run(200.0, 90.0, 0.7)},
+        "path": {"0": run(20.0, 10.0, 0.85), "1": run(20.0, 8.0, 0.8), "2": run(20.0, 10.0, 0.6)},
+    }
+    page = time_to_accuracy.render(result("time_to_accuracy", {"ways": ways, "densities": ["0.1"]}))
+    # The target is the median, 0.8; the third seed of the path never had it.
+    assert "| path | 20 s | 10 s, 8 s, never | 80.0 (70.0) |" in page
+    assert "time to its accuracies ≥ 20: 20.0, met" in page
+
+
+def test_lines_of_trials_are_in_order_of_time_since_the_start(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [{"time": 12.0, "density": 0.1, "val": 0.5, "test": 0.4}]
+    lines.insert(0, {**lines[0], "time": 15.0})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [line["seconds"] for line in events.read(path, begun=10.0)] == [2.0, 5.0]
+
+
+def test_the_searches_that_are_compared_differ_in_the_mask_and_the_number_of_trials() -> None:
+    folder = Path(time_to_accuracy.__file__).parent
+    one, other = (
+        sweep_from_document(read(str(folder / file)))[1] for file in ("sweep_cost.yaml", "path.yaml")
+    )
+    assert one.densities == other.densities
+    assert one.data == other.data
+    assert one.model == other.model
+    assert one.post_pruning.epochs == other.post_pruning.epochs
+    assert one.pre_pruning is not None
+    assert other.pre_pruning is not None
+    assert one.pre_pruning.epochs == other.pre_pruning.epochs
+    assert one.search.early_stopping == other.search.early_stopping
