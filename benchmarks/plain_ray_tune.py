@@ -60,7 +60,8 @@ def trial(
     config = validate({**tree, "densities": [density], "compact_layers": False}, Document("trial", {}))
 
     def tell(**report: Any) -> None:
-        if "post_epoch" in report or not only_pruned:
+        # With ASHA the last epoch is reported below, with the test accuracy: ASHA ends the trial at it.
+        if not only_pruned or 0 < report.get("post_epoch", 0) < config.post_pruning.epochs:
             names = [name for name in ("val_accuracy", "post_epoch") if name in report]
             tune.report({name: report[name] for name in names})
 
@@ -98,8 +99,6 @@ def scheduler(config: Config) -> ASHAScheduler | None:
         return None
     return ASHAScheduler(
         time_attr="post_epoch",
-        metric="val_accuracy",
-        mode="max",
         max_t=config.post_pruning.epochs,
         grace_period=early.options["grace_epochs"],
         reduction_factor=early.options["reduction_factor"],

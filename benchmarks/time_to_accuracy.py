@@ -130,12 +130,13 @@ def render(document: Mapping[str, Any]) -> str:
         ]
         seen = ", ".join("never" if math.isinf(time) else f"{time:.0f} s" for time in times)
         rows.append([name, f"{statistics.median(run['seconds'] for run in runs):.0f} s", seen, *each])
+    seeds = "one seed" if len(peer) == 1 else f"medians of {len(peer)} seeds"
     header = ["way", "whole search", "all targets reached after", *(f"d = {d}" for d in densities)]
     goal = common.judged("Ray Tune's whole search / time to its accuracies", ratios["path"], at_least=_GOAL)
     return (
         "## Time to accuracy\n\n"
         + common.table(header, rows)
-        + f"\n\nAccuracy in percent at the end: validation, in brackets test; medians of {len(peer)} seeds. "
+        + f"\n\nAccuracy in percent at the end: validation, in brackets test; {seeds}. "
         + "Targets: "
         + " / ".join(f"{100 * target:.1f}" for target in targets.values())
         + f". Goal: {goal}.\n\n{common.where(document)}"

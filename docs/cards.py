@@ -158,8 +158,9 @@ NOTES: dict[tuple[str, str], Note] = {
         "probabilities closes most of them.",
         "Use it at densities of 0.03 and less: it is the best method in the table on MNIST at 0.032, 0.01 "
         "and 0.0032. λ2 decides how far the mask closes, and accuracy is best where the share of M above ½ "
-        "after the stage is near the density; so search λ2, its warm-up and the initial value. One network "
-        "serves all densities.",
+        "after the stage is near the density; so search λ2, its warm-up and the initial value. An initial "
+        "value of 0.5 closes the mask at once where λ2 is 3e-4 or more from the first step on, and beside the "
+        "initializer `zero`, whose network is a chain of single weights, whatever λ2 is: start at 0.9 there.",
         options=("lambda1", "lambda2", "lambda2_warmup", "initial", "lr"),
     ),
     ("mask", "target"): Note(
@@ -174,10 +175,10 @@ NOTES: dict[tuple[str, str], Note] = {
     ("mask", "path"): Note(
         "The mask of `penalty`, whose mean follows a path that falls through all densities; a controller "
         "sets λ2, which need not be found.",
-        "Use it with `pruning.from_epoch: best` to train one network for every density, where there is no "
-        "time for a search of λ2. On MNIST, with the defaults, it was better at every density than the "
-        "median of networks with a random λ2 (four runs each); a λ2 that was searched for a density can be "
-        "better at it.",
+        "Use it with `pruning.from_epoch: best` to train one network for every density; no λ2 is searched. "
+        "What is left to search is how the path slows down (`power`), how fast the mask is learnt "
+        "(`travel`), and the learning rate. A low learning rate is best at the lowest densities, where the "
+        "network decays if the stage holds it there for long.",
         options=(
             *("lowest", "factor", "start", "opening", "end", "power", "travel"),
             *("gain", "proportional", "lambda1", "initial"),

@@ -35,6 +35,7 @@ RESNET = {
 METHODS: dict[str, dict[str, Any]] = {
     "mask": {},
     "target": {"mask": {"method": "target", "lambda1": 1e-6}},
+    "path": {"mask": {"method": "path", "lowest": 0.1}},
     "resnet": RESNET,
     "vit": {"model": {"name": "vit_tiny", "patch": 4, "dim": 12, "depth": 1, "heads": 2}},
     "snip": {"pre_pruning": None, "pruning": {"criterion": "snip"}},

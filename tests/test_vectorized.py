@@ -95,6 +95,10 @@ CASES: dict[str, list[Config]] = {
         changed(pre_pruning__mask=mask(method="target", initial=i), densities=[d])
         for i, d in ((0.9, 0.3), (0.5, 0.1))
     ],
+    "masks on a path": [
+        changed(pre_pruning__mask={"method": "path", "lowest": low, "power": power, "travel": travel})
+        for low, power, travel in ((0.1, 1.0, 5.0), (0.05, 3.0, 12.0))
+    ],
     "bf16": [
         changed(precision="bf16", post_pruning__optimizer__lr=lr, pre_pruning__epochs=1)
         for lr in (1e-4, 3e-4)

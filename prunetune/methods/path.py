@@ -34,6 +34,9 @@ Proportional = Annotated[
     float, Field(ge=0, description="part of log λ2 that is a multiple of log ρ − log ρ*")
 ]
 
+_LONGEST_STEP = 0.05
+"""The largest step size of M: with larger ones, in stages of a few steps, the whole mask closes at once."""
+
 
 @final
 class Path:
@@ -44,7 +47,8 @@ class Path:
     (`sparsity.control.log_path`). A controller sets λ2 after every step so that the mean follows this path
     (`sparsity.control.controlled`); λ2 is not a hyperparameter. One network passes through every density, and
     with `pruning.from_epoch: best` it serves all of them. The default of `lowest` is the lowest density of
-    the file.
+    the file. `steps` is the number of training steps of the stage; Adam's step size for M is `travel / steps`,
+    at most 0.05, so that a path suits stages of any length.
     """
 
     aims_at_density = False
@@ -70,7 +74,7 @@ class Path:
     ) -> None:
         self.mask = LearnableMask(weights, initial=initial)
         self.parameters = [self.mask.theta]
-        self.optimizers = [mask_optimizer(self.mask, travel / steps)]
+        self.optimizers = [mask_optimizer(self.mask, min(travel / steps, _LONGEST_STEP))]
         final = min(factor * lowest, 1.0)
         self.goal = log_path(initial, start, final, opening=opening, end=end, power=power)
         # On the device, so that no step waits for a copy.

@@ -189,6 +189,9 @@ ALONE = {
         "dense": changed(),
         "mask": changed(pre_pruning__mask=mask(lambda2_warmup=0.5)),
         "mask with a target": changed(pre_pruning__mask=mask(method="target")),
+        "mask on a path": changed(
+            pre_pruning__mask={"method": "path", "lowest": 0.1}, pruning__from_epoch="best"
+        ),
         "soft pieces": CASES["soft pieces"][1].model_copy(update={"data": _PADDED}),
         "batch norm": CASES["batch norm"][0],
         "bf16": changed(precision="bf16"),

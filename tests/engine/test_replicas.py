@@ -33,6 +33,9 @@ def variants(tiny: Tree) -> dict[str, Tree]:
     target = copy.deepcopy(tiny)
     target["pre_pruning"]["mask"] = {"lambda1": 1e-6, "method": "target", "initial": 0.9}
     target["pruning"] = {"criterion": "snip"}
+    path = copy.deepcopy(tiny)
+    path["pre_pruning"]["mask"] = {"method": "path", "lowest": 0.1}
+    path["pruning"] = {"from_epoch": "best"}
     rigl = copy.deepcopy(tiny)
     rigl["pre_pruning"] = None
     rigl["pruning"] = {"criterion": "random", "allocation": "erk"}
@@ -56,6 +59,7 @@ def variants(tiny: Tree) -> dict[str, Tree]:
     return {
         "mask": tiny,
         "target": target,
+        "path": path,
         "rigl": rigl,
         "gradual": gradual,
         "rounds": rounds,
