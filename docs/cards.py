@@ -159,8 +159,9 @@ NOTES: dict[tuple[str, str], Note] = {
         "Use it at densities of 0.03 and less: it is the best method in the table on MNIST at 0.032, 0.01 "
         "and 0.0032. λ2 decides how far the mask closes, and accuracy is best where the share of M above ½ "
         "after the stage is near the density; so search λ2, its warm-up and the initial value. An initial "
-        "value of 0.5 closes the mask at once where λ2 is 3e-4 or more from the first step on, and beside the "
-        "initializer `zero`, whose network is a chain of single weights, whatever λ2 is: start at 0.9 there.",
+        "value of 0.5 closes the mask at once where λ2 is 3e-4 or more from the first step on, and beside "
+        "the initializer `zero`, whose network is a chain of single weights, whatever λ2 is: start at 0.9 "
+        "there.",
         options=("lambda1", "lambda2", "lambda2_warmup", "initial", "lr"),
     ),
     ("mask", "target"): Note(

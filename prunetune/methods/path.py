@@ -47,8 +47,8 @@ class Path:
     (`sparsity.control.log_path`). A controller sets λ2 after every step so that the mean follows this path
     (`sparsity.control.controlled`); λ2 is not a hyperparameter. One network passes through every density, and
     with `pruning.from_epoch: best` it serves all of them. The default of `lowest` is the lowest density of
-    the file. `steps` is the number of training steps of the stage; Adam's step size for M is `travel / steps`,
-    at most 0.05, so that a path suits stages of any length.
+    the file. `steps` is the number of training steps of the stage; Adam's step size for M is
+    `travel / steps`, at most 0.05, so that a path suits stages of any length.
     """
 
     aims_at_density = False
