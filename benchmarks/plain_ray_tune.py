@@ -63,7 +63,7 @@ def trial(
         # With ASHA the last epoch is reported below, with the test accuracy: ASHA ends the trial at it.
         if not only_pruned or 0 < report.get("post_epoch", 0) < config.post_pruning.epochs:
             names = [name for name in ("val_accuracy", "post_epoch") if name in report]
-            tune.report({name: report[name] for name in names})
+            tune.report({name: report[name] for name in names} | {"epochs": report["epoch"]})
 
     # Collapsed stages run to their end here; the stages after them are skipped, as in the project's sweep.
     to_the_end = mock.patch.object(pre_pruning, "is_hopeless", return_value=False)
@@ -150,7 +150,8 @@ def main() -> None:
                 run_config=tune.RunConfig(name="plain", storage_path=folder, verbose=0),
             ).fit()
             results = [each.metrics for each in grid if each.metrics and "epochs" in each.metrics]
-        best = max(results, key=lambda metrics: metrics["val_accuracy"])
+        ended = [metrics for metrics in results if "test_accuracy" in metrics]
+        best = max(ended, key=lambda metrics: metrics["val_accuracy"])
         found["trials"] += len(results)
         found["epochs_run"] += sum(metrics["epochs"] for metrics in results)
         found["best"][f"{density:g}"] = {name: best[name] for name in ("val_accuracy", "test_accuracy")}

@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common, events
+from prunetune.config.document import override, read
+from prunetune.config.reading import sweep_from_document
 
 HERE = Path(__file__).parent
 PEER = "Ray Tune"
@@ -158,10 +160,8 @@ def main() -> None:
                 ways[name][str(seed)] = run(name, seed, overrides, Path(folder))
                 ends = {d: events[-1]["val"] for d, events in ways[name][str(seed)]["better"].items()}
                 print(f"{name}, seed {seed}: {ways[name][str(seed)]['seconds']:.0f} s, {ends}", flush=True)
-    densities = list(
-        dict.fromkeys(d for runs in ways.values() for run in runs.values() for d in run["better"])
-    )
-    body = {"ways": ways, "densities": sorted(densities, key=float, reverse=True)}
+    _, config = sweep_from_document(override(read(str(HERE / WAYS[PEER])), overrides))
+    body = {"ways": ways, "densities": [f"{density:g}" for density in config.densities]}
     document = common.result("time_to_accuracy", "cpu", machine, body)
     common.show(render(document), common.write(document, arguments))
 

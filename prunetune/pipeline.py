@@ -206,9 +206,9 @@ def steps(
 
     The caller may run a yielded epoch, for example together with those of other trials; otherwise it is
     trained when the generator is resumed. `replicas` are processes that all run this configuration, each on
-    its slice of every batch; only the first uses the store. With `pruning.from_epoch: best`, the best epochs
-    for the densities in `also` are found as well while the network is trained, so that trials at those
-    densities need not train it again.
+    its slice of every batch; only the first uses the store. While the network is pre-trained, its values
+    right after pruning to the densities in `also` are measured as well, and with `pruning.from_epoch: best`
+    the best epochs for them are found, so that trials at those densities need not train it again.
 
     Raises WorkError where replicas differ in data, code, PyTorch or device, and UserError where there are
     more replicas than a batch has examples.

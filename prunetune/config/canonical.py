@@ -34,6 +34,9 @@ def determining(config: Config) -> dict[str, Any]:
     Fields that have no effect beside other values have their defaults; a user's own components include the
     digest of their code.
     """
+    if config.pre_pruning is None:  # there are no epochs to choose from
+        pruning = config.pruning.model_copy(update={"from_epoch": "last"})
+        config = config.model_copy(update={"pruning": pruning})
     return {name: canonical(getattr(config, name), name) for name in determining_fields()}
 
 

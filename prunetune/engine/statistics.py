@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,8 +23,8 @@ def renew_statistics(
     """Compute the running means and variances of all batch norm layers from training examples.
 
     Those that training has left are for other weights: for weights that were drawn with a mask, or for the
-    network before it was pruned. The new ones are the averages over batches of 128 of at most 1,024 training
-    examples, drawn from `seed`, without augmentation. A network without such layers stays as it is.
+    network before it was pruned. The new ones are the averages over batches of up to 128 of at most 1,024
+    training examples, drawn from `seed`, without augmentation. A network without such layers stays as it is.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -37,7 +39,7 @@ def renew_statistics(
         norm.momentum = None  # the average over all batches
         norm.train()
     outputs = precision.forward(model, data.device)
-    for piece in chosen.split(_BATCH):
+    for piece in chosen.tensor_split(math.ceil(len(chosen) / _BATCH)):  # batches of about the same size
         if len(piece) > 1:  # a batch of one has no variance
             inputs, _ = prepare(
                 data.train.inputs.index_select(0, piece), data.train.targets.index_select(0, piece)

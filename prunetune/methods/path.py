@@ -22,13 +22,17 @@ from prunetune.methods.bernoulli import (
 from prunetune.sparsity.control import controlled, initial_state, log_path
 from prunetune.sparsity.masks import LearnableMask
 
-Lowest = Annotated[float, Field(gt=0, le=1, description="the lowest density; by default the file's lowest")]
+Lowest = Annotated[
+    float, Field(gt=0, le=1, description="the lowest density; give it if lower ones may be added to the file")
+]
 Factor = Annotated[float, Field(gt=0, description="the mean of M at the end, as a multiple of `lowest`")]
 Power = Annotated[float, Field(ge=1, description="1: ρ falls geometrically; more: slowly in the end")]
 Opening = Annotated[float, Field(gt=0, lt=1, description="share of the stage until the mean is `start`")]
 PathStart = Annotated[float, Field(gt=0, le=1, description="the mean of M after the opening")]
 End = Annotated[float, Field(gt=0, le=1, description="share of the stage after which the path is constant")]
-Travel = Annotated[float, Field(gt=0, description="Adam's step size for M, times the steps of the stage")]
+Travel = Annotated[
+    float, Field(gt=0, description="Adam's step size for M times the steps of the stage; at most 0.05 a step")
+]
 Gain = Annotated[float, Field(gt=0, description="change of log λ2 per stage and unit of log ρ − log ρ*")]
 Proportional = Annotated[
     float, Field(ge=0, description="part of log λ2 that is a multiple of log ρ − log ρ*")

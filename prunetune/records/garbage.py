@@ -109,7 +109,8 @@ def find(config: Config, problem: Problem, ledger: Ledger, *, missing: int) -> F
     failed = sum(r.status == "failed" and r.density in config.densities for r in records)
     finished = missing <= failed
     kept = retention.kept_keys(records, config.keep, going_on=not finished)
-    dropped = {key: name for record in ledger.records() for name, key in record.keys.items()}
+    dropped = {key: "branch" for record in ledger.records() for key in record.watched}
+    dropped |= {key: name for record in ledger.records() for name, key in record.keys.items()}
     others = retention.References(storage, config.name).keys()
     garbage, staying = survey(store, files, Owners(kept, dropped, others))
     return Found(

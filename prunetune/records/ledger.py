@@ -7,6 +7,7 @@ driver dies, and Optuna's studies, early stopping's rungs and MLflow's runs can 
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from prunetune.errors import UserError
@@ -54,8 +55,12 @@ class Ledger:
         tree: dict[str, Any],
         *,
         branched: bool = False,
+        also: Iterable[float] = (),
     ) -> TrialRecord:
-        """Make a record with the next number at this density, and write it to the ledger."""
+        """Make a record with the next number at this density, and write it to the ledger.
+
+        `also` are the densities whose branch points are found while the trial's network is trained.
+        """
         number = self.next_number(density)
         stages = problem.stages(tree, density)
         record = TrialRecord(
@@ -71,6 +76,8 @@ class Ledger:
             stages.network.key if stages.network else None,
             stages.network.density if stages.network else None,
             branched,
+            problem.branch_points(tree, also),
+            stages.final.masks.selection.label,
             metric=problem.metric.name,
             maximize=problem.metric.maximize,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ from prunetune.config.reading import validate
 from prunetune.config.schema import DOES_NOT_DETERMINE, DataConfig, TaskConfig
 from prunetune.errors import ConfigError
 from prunetune.records.trial import RECORDED, TrialRecord
+from prunetune.stages.branch import Branch
 from prunetune.stages.plan import Plan, plan
 from prunetune.tasks import Metric
 
@@ -63,6 +64,12 @@ class Problem:
         """Plan the stages of a trial from its configuration tree and density."""
         config = validate({**tree, "densities": [density]}, RECORDED)
         return plan(config, self.data_digest(config.data))
+
+    def branch_points(self, tree: dict[str, Any], densities: Iterable[float]) -> list[str]:
+        """The keys of the branch points inside a trial's pre-training, one for each of the densities."""
+        plans = [self.stages(tree, density) for density in densities]
+        found = [stage.key for plan in plans for stage in plan.stages if isinstance(stage, Branch)]
+        return list(dict.fromkeys(found))
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """Return the record's parameters in this space, or None where it is not a point of the space."""

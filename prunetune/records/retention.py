@@ -36,12 +36,14 @@ def kept_keys(records: Collection[TrialRecord], policy: KeepConfig, *, going_on:
         has_network = record.finished and record.status != "stopped"
         whole = not record.finished or record.uid in best or (policy.post_pruning == "all" and has_network)
         kept.update(record.keys.values() if whole else record.shared if shared else ())
+        # Trials at other densities may start from these.
+        kept.update(record.watched if shared or not record.finished else ())
     return kept
 
 
 def all_keys(records: Iterable[TrialRecord]) -> set[str]:
     """All keys that these records name."""
-    return {key for record in records for key in record.keys.values()}
+    return {key for record in records for key in (*record.keys.values(), *record.watched)}
 
 
 class References:
@@ -83,7 +85,8 @@ class References:
         if place not in self._seen:
             body = folder.read_record(record)
             keys = body.get("keys", {}) if isinstance(body, dict) else {}
-            self._seen[place] = set(keys.values())
+            watched = body.get("watched", []) if isinstance(body, dict) else []
+            self._seen[place] = {*keys.values(), *watched}
         return self._seen[place]
 
 
@@ -117,7 +120,7 @@ class Retention:
 
     def started(self, record: TrialRecord) -> None:
         """Note that the trial's stages are written to the store, perhaps again."""
-        self._gone -= set(record.keys.values())
+        self._gone -= all_keys([record])
 
     def epochs(self, record: TrialRecord, epochs: list[Epoch]) -> None:
         """Do nothing: stages are deleted only when a trial ends."""

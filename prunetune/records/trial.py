@@ -41,7 +41,9 @@ class TrialRecord:
     `keys` maps the names of the trial's stages to their keys in the store; `shared` are the keys from which
     other trials may start; `network` is the key of the pre-pruned network, if one is trained, and
     `network_density` the density for which it is trained, if its mask aims at one (`stages.plan`). `branched`
-    says that the trial was proposed as a branch of a pre-pruned network in the store.
+    says that the trial was proposed as a branch of a pre-pruned network in the store. `watched` are the keys
+    of the branch points for all densities of the sweep, which are found while the network is trained.
+    `selection` is `Selection.label`, which says how the trial prunes.
 
     `val` and `test` are the values of the metric named `metric` on the two splits. `epochs_run` counts the
     epochs that this trial has trained, `epochs_reused` those that another trial has trained.
@@ -59,6 +61,8 @@ class TrialRecord:
     network: str | None = None
     network_density: float | None = None
     branched: bool = False
+    watched: list[str] = field(default_factory=list)
+    selection: str = ""
     status: Status = "running"
     metric: str = ACCURACY.name
     maximize: bool = True
@@ -86,7 +90,7 @@ class TrialRecord:
 
         It is the best over the epochs of pre-pruning at which it was measured, or None without any.
         """
-        name, sign = one_shot_name(self.metric, density), 1 if self.maximize else -1
+        name, sign = one_shot_name(self.metric, density, self.selection), 1 if self.maximize else -1
         found = [e.metrics[name] for e in self.curve if e.stage == "pre_pruning" and name in e.metrics]
         return max((sign * value for value in found if not math.isnan(value)), default=None)
 

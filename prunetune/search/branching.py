@@ -85,13 +85,17 @@ class Pool:
         return [network.params for network in self._networks.values()]
 
     def add(self, record: TrialRecord, params: Mapping[str, Any]) -> None:
-        """Add the pre-pruned network of a trial; `params` are the trial's parameters in today's space."""
+        """Add the pre-pruned network of a trial; `params` are the trial's parameters in today's space.
+
+        Of a network that is known already, one-shot scores at further densities are added.
+        """
         if record.network is None:
             return
         measured = {density: record.one_shot(density) for density in self._all_densities}
         one_shot = {density: score for density, score in measured.items() if score is not None}
-        network = PrePruned(record.network, determining(params), record.network_density, one_shot)
-        self._networks.setdefault(network.key, network)
+        made = PrePruned(record.network, determining(params), record.network_density)
+        network = self._networks.setdefault(made.key, made)
+        network.one_shot = {**one_shot, **network.one_shot}
 
     def remove(self, key: str) -> None:
         """Remove a network that is no longer in the store."""
@@ -151,8 +155,8 @@ def upper_bound(
     """Upper confidence bound of a network at a density: a weighted mean of its quantiles plus a bonus.
 
     `quantiles` are those of the network's results by density; nearer densities weigh more. `one_shot` is the
-    quantile of its score right after pruning to this density, which weighs more than any result, because it
-    is known for all networks. The bonus is
+    quantile of its score right after pruning to this density, which weighs more than any result, because
+    networks without a result here have it too. The bonus is
     ½·√(ln(1 + N)/(1 + n)) if n (`branches`) of the density's N branches (`trials`) are from this network
     (Auer et al. 2002).
     """

@@ -152,9 +152,11 @@ class SweepSearch:
     def progressed(self, record: TrialRecord) -> None:
         """Note a running trial's new epochs: they show which of its stages are now in the store."""
         network = record.network or ""
-        if _beyond_pre_pruning(record) and network not in self._pool:
+        if _beyond_pre_pruning(record):
+            is_new = network not in self._pool
             self._pool.add(record, record.params)
-            self._pool.started(record)
+            if is_new:
+                self._pool.started(record)
         if record.curve[-1].post_epoch is not None:
             self._release(record)
         elif record.curve[-1].key != network and self._computing.get(network) == record.uid:
@@ -187,7 +189,9 @@ class SweepSearch:
                 return None
             params, tree, branched = proposed
             try:
-                record = self._ledger.propose(self._problem, density, params, tree, branched=branched)
+                record = self._ledger.propose(
+                    self._problem, density, params, tree, branched=branched, also=self._config.densities
+                )
             except ConfigError as error:  # its values are valid alone, but not together
                 refusal = "; ".join(f"{problem.key}: {problem.rule}" for problem in error.problems)
                 if refusal not in self._refusals:

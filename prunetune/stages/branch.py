@@ -27,7 +27,7 @@ from prunetune.store import Artefact
 @final
 @dataclass(frozen=True)
 class OneShotScore:
-    """Reports the one-shot value of a network after the last epoch of its pre-training, and stores nothing.
+    """Reports the one-shot value of a network as a metric of the last epoch of its pre-training.
 
     `selection` says how the network is pruned to the `density`.
     """
@@ -75,7 +75,7 @@ class Branch(Stage):
         if saved is not None:
             yield from ()
             return saved
-        watcher = BestEpoch(self, place)
+        watcher = self.watcher(place)
         return (
             yield from train(
                 self,
@@ -87,14 +87,13 @@ class Branch(Stage):
                 make_learner=partial(self.network.learner, place),
                 finish=watcher.result,
                 is_hopeless=partial(self.network.is_hopeless, place),
-                watchers=[watcher],
+                make_watchers=lambda: [watcher],
             )
         )
 
-    def watcher(self, place: Place) -> BestEpoch | None:
-        """Make the watcher that finds the best epoch while the network is trained, unless it is stored."""
-        is_stored = place.store.load("stages", self.key) is not None
-        return None if is_stored else BestEpoch(self, place)
+    def watcher(self, place: Place) -> BestEpoch:
+        """Make the watcher that finds the best epoch while the network is trained."""
+        return BestEpoch(self, place)
 
 
 class _Probe:
@@ -109,7 +108,7 @@ class _Probe:
     @property
     def name(self) -> str:
         """The name of the one-shot value as a metric."""
-        return self.metric.one_shot(self._asked.density)
+        return self.metric.one_shot(self._asked.density, self._asked.selection.label)
 
     def value(self, state: State) -> float:
         """Return the validation value of a network in this state after pruning to the density."""
@@ -135,15 +134,16 @@ class _LastEpoch:
     key = None
 
     def __init__(self, asked: OneShotScore, place: Place) -> None:
-        self._epochs = asked.network.config.epochs
-        self._probe = _Probe(asked, place)
+        self._asked = asked
+        self._place = place
         self.tensors: dict[str, Tensor] = {}
 
     def see(self, learner: Learner, epoch: int) -> dict[str, float]:
         """Return the one-shot value as a metric, after the last epoch."""
-        if epoch < self._epochs:
+        if epoch < self._asked.network.config.epochs:
             return {}
-        return {self._probe.name: self._probe.value(state_of(learner.model))}
+        probe = _Probe(self._asked, self._place)
+        return {probe.name: probe.value(state_of(learner.model))}
 
     def result(self, learner: Learner) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return nothing to store."""

@@ -84,7 +84,7 @@ class PrePruning(Stage):
                 finish=finish,
                 stop=self.until,
                 is_hopeless=give_up,
-                watchers=self._watchers(place),
+                make_watchers=partial(self._watchers, place),
             )
         )
 
@@ -102,17 +102,16 @@ class PrePruning(Stage):
 
     def _watchers(self, place: Place) -> list[Watcher]:
         mine = [watched for watched in place.watched if watched.network.key == self.key]
-        made = [watched.watcher(place) for watched in mine]
-        return [watcher for watcher in made if watcher is not None]
+        return [watched.watcher(place) for watched in mine]
 
 
 def make_learner(
-    config: PrePruningConfig, model: nn.Module, density: float | None = None, *, steps: int = 1
+    config: PrePruningConfig, model: nn.Module, density: float | None = None, *, steps: int | None = None
 ) -> Learner:
     """Combine a model with its optimizers and its mask.
 
-    `density` is for a mask that aims at one, and `steps`, the number of steps of the stage, for a mask that
-    takes it.
+    `density` is for a mask that aims at one. `steps`, the number of steps of the stage, is for a mask that
+    takes it; a stage without epochs counts as one of a single step.
     """
     factor = make_schedule(config.optimizer.schedule)
     if config.mask is None:
@@ -121,8 +120,8 @@ def make_learner(
     weights = prunable(model)
     component = config.mask.component
     provided: dict[str, float] = {} if density is None else {"density": density}
-    if "steps" in inspect.signature(component).parameters:
-        provided["steps"] = steps
+    if steps is not None and "steps" in inspect.signature(component).parameters:
+        provided["steps"] = max(1, steps)
     method = component(weights, **provided, **config.mask.options)
     masked = {id(weight) for weight in weights.values()}
     dense = [parameter for parameter in model.parameters() if id(parameter) not in masked]

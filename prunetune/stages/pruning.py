@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from prunetune.config.canonical import kept
+from prunetune.config.canonical import digest, kept
 from prunetune.config.schema import CriterionConfig, OptimizerConfig, pattern
 from prunetune.data import Dataset
 from prunetune.engine.loop import Learner, task_on
@@ -19,7 +19,7 @@ from prunetune.methods.fixed import Pruned
 from prunetune.sparsity import allocation
 from prunetune.sparsity.criteria import Scene, scoring_rounds
 from prunetune.sparsity.masks import FixedMask, pack, prunable, unpack
-from prunetune.stages.stage import Origin, Place, Stage, Step, train
+from prunetune.stages.stage import Origin, Place, Stage, Step, plain, train
 from prunetune.stages.state import load_state, state_of
 from prunetune.store import Artefact
 from prunetune.tasks import Task
@@ -39,6 +39,12 @@ class Selection:
     dense_layers: str = "none"
     structure: str = "unstructured"
     disturbance: Literal["shuffle", "invert"] | None = None
+
+    @property
+    def label(self) -> str:
+        """A short name for these settings: "" for pruning by magnitude over all layers, else a digest."""
+        usual = Selection(CriterionConfig.model_validate("magnitude"))
+        return "" if plain(self) == plain(usual) else digest(plain(self))[:8]
 
 
 @final

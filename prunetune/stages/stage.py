@@ -29,7 +29,7 @@ from prunetune.methods.fixed import Pruned
 from prunetune.store import Artefact, Artefacts
 from prunetune.tasks import Task
 
-FORMAT = 6
+FORMAT = 7
 """Part of every key; raise it when a stage computes something else, so that old results are not reused."""
 
 Step = Epoch | EpochWork
@@ -116,8 +116,8 @@ class Watched(Protocol):
     def network(self) -> Stage:
         """The stage that trains the network."""
 
-    def watcher(self, place: Place) -> Watcher | None:
-        """Make the watcher that finds it, or return None if it was found before."""
+    def watcher(self, place: Place) -> Watcher:
+        """Make the watcher that finds it."""
 
 
 class Stage(ABC):
@@ -154,7 +154,7 @@ class Stage(ABC):
     @cached_property
     def key(self) -> str:
         """The key under which the store has the stage's result."""
-        return digest(FORMAT, type(self).__name__, _plain(self))
+        return digest(FORMAT, type(self).__name__, plain(self))
 
     @property
     def parents(self) -> tuple[Stage, ...]:
@@ -178,13 +178,13 @@ def lineage(stage: Stage) -> list[Stage]:
     return list(found.values())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Convert a stage's fields to plain data that can be hashed."""
     if isinstance(value, BaseModel):
         return canonical(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        return {name: item.key if isinstance(item, Stage) else _plain(item) for name, item in fields.items()}
+        return {name: item.key if isinstance(item, Stage) else plain(item) for name, item in fields.items()}
     return value
 
 
@@ -200,7 +200,7 @@ def train(
     finish: Callable[[Learner], tuple[dict[str, Tensor], dict[str, Any]]],
     stop: int | None = None,
     is_hopeless: Callable[[Curve], bool] = lambda curve: False,
-    watchers: Sequence[Watcher] = (),
+    make_watchers: Callable[[], Sequence[Watcher]] = lambda: (),
 ) -> Generator[Step, None, Artefact]:
     """Train a stage for `total` epochs, or resume its newest checkpoint, or return its result from the store.
 
@@ -209,9 +209,9 @@ def train(
     tensors and the metadata to store for a network that did not diverge. The artefact's meta has `status`
     (complete, collapsed or diverged) and `curve` (metrics and owner of each epoch).
 
-    Each of the `watchers` sees every epoch and adds metrics to its entry in `curve`; its result is stored as
-    well, also if the network collapses or diverges. A watcher that did not exist when the checkpoint was
-    written has missed epochs and is left out.
+    Each of the watchers sees every epoch and adds metrics to its entry in `curve`; its result is stored as
+    well, also if the network collapses or diverges. A watcher whose tensors are not in the checkpoint,
+    because it did not exist when that was written, has missed epochs and is left out.
     """
 
     task = origin.learns(place)
@@ -241,7 +241,7 @@ def train(
     learner.graphs = place.graphs and place.replicas.size == 1
     place.replicas.copy_first(learner.tensors)  # a GPU's rescaling is not reproducible to the bit
     checkpoint = EpochCheckpoint(place.store, key, place.checkpoint_interval)
-    curve, watching = checkpoint.load(learner, watchers)
+    curve, watching = checkpoint.load(learner, make_watchers())
     for watcher in watching:
         learner.tensors.update(watcher.tensors)
     learner.compaction = _compaction(learner, origin, place)  # only now are the masks loaded

@@ -45,9 +45,9 @@ class Metric:
         """The name under which the value on the test split is reported, `test_<name>`."""
         return f"test_{self.name}"
 
-    def one_shot(self, density: float) -> str:
+    def one_shot(self, density: float, selection: str = "") -> str:
         """The name of the value right after pruning to a density (`one_shot_name`)."""
-        return one_shot_name(self.name, density)
+        return one_shot_name(self.name, density, selection)
 
     @property
     def noun(self) -> str:
@@ -109,15 +109,17 @@ class Metric:
         return cls(**{**plain, "worst": float(plain["worst"])})
 
 
-def one_shot_name(metric: str, density: float) -> str:
+def one_shot_name(metric: str, density: float, selection: str = "") -> str:
     """The name under which a metric's value right after pruning to a density is reported.
 
     It is measured on the validation split, before any further training. `metric` is the metric's name.
+    `selection` is the label of how the network is pruned (`stages.pruning.Selection.label`): values of one
+    network that was pruned by other criteria have other names.
 
-    >>> one_shot_name("accuracy", 0.032)
-    'oneshot_accuracy_density_0.032'
+    >>> one_shot_name("accuracy", 0.032), one_shot_name("accuracy", 0.1, "0f3a9c21")
+    ('oneshot_accuracy_density_0.032', 'oneshot_accuracy_density_0.1_0f3a9c21')
     """
-    return f"oneshot_{metric}_density_{density:.12g}"
+    return f"oneshot_{metric}_density_{density:.12g}" + (f"_{selection}" if selection else "")
 
 
 def accuracy(name: str, value: float | None) -> float | None:

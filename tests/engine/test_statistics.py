@@ -34,6 +34,16 @@ def test_they_are_the_means_over_the_batches_of_training_examples(data: Dataset)
     torch.testing.assert_close(model[2].running_var, inputs.var(0))
 
 
+def test_batches_are_of_about_the_same_size() -> None:
+    data = datasets.load(DataConfig.model_validate({"name": "digits", "limit": 145}))
+    assert len(data.train) == 131  # 66 and 65 examples, not 128 and 3
+    model = network(nn.BatchNorm1d(5))
+    renew_statistics(model, data, seed=1)
+    inputs = model[1](data.normalize(data.train.inputs).flatten(1))
+    torch.testing.assert_close(model[2].running_mean, inputs.mean(0), rtol=0.02, atol=0.02)
+    torch.testing.assert_close(model[2].running_var, inputs.var(0), rtol=0.1, atol=0.01)
+
+
 def test_nothing_else_changes(data: Dataset) -> None:
     model = network(nn.BatchNorm1d(5, momentum=0.3), nn.Dropout(0.5)).train()
     before, drawn = copy.deepcopy(model.state_dict()), torch.get_rng_state()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from prunetune.config import document
 from prunetune.config.reading import from_document
 from prunetune.records import report as reporting
 from prunetune.records import results
+from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
 from prunetune.trackers import live as progress
@@ -215,6 +217,16 @@ def test_the_value_right_after_pruning_has_a_column_per_density(tmp_path: Path) 
     assert frame["oneshot_accuracy_density_0.1"].tolist() == [0.4, 0.3] * 3
     assert frame["oneshot_accuracy_density_0.01"].tolist() == [0.1, 0.2] * 3
     assert "oneshot_accuracy_density_0.1" not in reporting.hyperparameters(frame)
+
+
+def test_of_an_error_the_lowest_value_right_after_pruning_counts() -> None:
+    made = TrialRecord("u", 0.1, 0, "", {}, {}, metric="rmse", maximize=False)
+    made.curve = [epoch(i, metrics={"oneshot_rmse_density_0.1": value}) for i, value in ((1, 5.0), (2, 3.0))]
+    made.curve.append(epoch(3, metrics={"oneshot_rmse_density_0.1": math.nan}))
+    assert made.one_shot(0.1) == -3.0
+    assert made.one_shot(0.01) is None
+    made.selection = "0f3a9c21"  # another criterion: measured under another name
+    assert made.one_shot(0.1) is None
 
 
 def test_the_report_lists_each_network_before_and_after_post_pruning(tmp_path: Path) -> None:

@@ -59,6 +59,18 @@ def test_a_network_is_known_at_every_density_before_any_branch() -> None:
     assert [n.key for n in networks.ranked(0.01)] == ["b", "c", "a"]
 
 
+def test_a_density_that_was_added_is_known_from_the_first_branch_that_measures_it() -> None:
+    networks, before = Pool([0.1, 0.01]), finish(record("a", 0.1), 0.5)
+    before.curve.insert(0, epoch(1, metrics={"oneshot_accuracy_density_0.1": 0.9}))
+    networks.add(before, {})
+    after = finish(record("a", 0.01), 0.5)
+    both = {"oneshot_accuracy_density_0.1": 0.8, "oneshot_accuracy_density_0.01": 0.3}
+    after.curve.insert(0, epoch(1, metrics=both))
+    networks.add(after, {})
+    (network,) = networks.ranked(0.01)
+    assert network.one_shot == {0.1: 0.9, 0.01: 0.3}
+
+
 def test_upper_bound_with_a_one_shot_score_by_hand() -> None:
     # The quantile of the one-shot score has weight 2, the result weight 1, the doubt (½) weight 1/4.
     found = upper_bound({0.01: 1.0}, 0.01, one_shot=0.25, branches=0, trials=0)

@@ -17,10 +17,11 @@ from prunetune import data as datasets
 from prunetune import pipeline, tasks
 from prunetune.config.document import Document
 from prunetune.config.reading import from_document
-from prunetune.config.schema import Config
+from prunetune.config.schema import Config, CriterionConfig
 from prunetune.engine.epoch import Epoch
 from prunetune.engine.loop import evaluate
 from prunetune.engine.seeds import seed_of
+from prunetune.engine.statistics import renew_statistics
 from prunetune.pipeline import PipelineResult
 from prunetune.sparsity.masks import FixedMask, prunable
 from prunetune.stages.branch import Branch
@@ -143,6 +144,52 @@ def test_the_branch_is_the_state_of_the_epoch_with_the_best_one_shot_score(store
     assert branch.meta["epoch"] == best + 1
     assert best + 1 < EPOCHS, "the last epoch is the best: this says nothing"
     assert all(torch.equal(tensor, states[best][name]) for name, tensor in branch.tensors.items())
+
+
+RESNET: dict[str, Any] = {"name": "resnet20", "width_multiplier": 0.25}
+
+
+@pytest.mark.parametrize("model", [TREE["model"], RESNET], ids=["mlp", "batch norm"])
+def test_from_the_last_epoch_its_one_shot_value_alone_is_measured(
+    model: dict[str, Any], store: Store
+) -> None:
+    """By hand: pruned, with batch norm's statistics computed anew, and evaluated."""
+    tree = {**copy.deepcopy(TREE), "model": model, "pruning": {}}
+    tree["pre_pruning"]["epochs"] = 2
+    given = from_document(Document("last", tree))
+    result, epochs = run(given, store, also=DENSITIES)
+    assert result is not None
+    names = [f"oneshot_accuracy_density_{density:g}" for density in DENSITIES]
+    assert not any(name in epochs[0].metrics for name in names)
+    data = datasets.load(given.data)
+    task = tasks.make(given.task, data.form)
+    found = store.load("stages", result.keys["pre_pruning"])
+    assert found is not None
+    values = []
+    for density in DENSITIES:
+        network = tasks.network(given.model, task, seed=0)
+        load_state(network, found.tensors)
+        masks = prune(network, Selection(given.pruning.criterion), density, seed=seed_of(1, "pruning"))
+        FixedMask(prunable(network), masks).apply()
+        renew_statistics(network, data, seed=seed_of(1, "pruning"))
+        values.append(evaluate(network, data, data.validation)[0])
+    assert [epochs[1].metrics[name] for name in names] == pytest.approx(values)
+    _, again = run(given, store, also=DENSITIES)  # what is read from the store says it, too
+    assert [again[1].metrics[name] for name in names] == pytest.approx(values)
+
+
+def test_another_criterion_has_values_of_its_own() -> None:
+    by_magnitude = Selection(config().pruning.criterion)
+    by_snip = Selection(CriterionConfig.model_validate("snip"))
+    erk = Selection(config().pruning.criterion, allocation="erk")
+    assert by_magnitude.label == ""
+    assert len({by_magnitude.label, by_snip.label, erk.label}) == 3
+
+
+def test_a_stage_of_no_epochs_has_a_mask_on_a_path(store: Store) -> None:
+    result, _ = run(config(epochs=0, mask={"method": "path", "lowest": 0.1}), store)
+    assert result is not None
+    assert result.nonzero > 0
 
 
 def test_one_training_serves_every_density_that_is_asked_for(store: Store) -> None:

@@ -273,8 +273,6 @@ def another_tree(tree: Tree, key: str) -> Tree | None:
             return None
         other = next((name for name in section.kind.names if name != present[section.key]), "")
         return with_component(tree, path, section, other) if other else None
-    if key == "pruning.from_epoch" and tree["pre_pruning"] is None:
-        return None  # refused: there are no epochs to choose from
     value = value_at(tree, key)
     annotation = ANNOTATIONS[key]
     if value is PydanticUndefined or (annotation is None and value is None):
