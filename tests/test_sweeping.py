@@ -20,6 +20,7 @@ from prunetune import ConfigError, UserError, WorkError, run_pipeline, run_sweep
 from prunetune.config import document
 from prunetune.execution.seam import Trials
 from prunetune.records.trial import TrialRecord
+from prunetune.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,6 +127,12 @@ def test_one_network_serves_all_densities_from_the_epoch_that_is_best_for_each()
     trained = [(record.epochs_run, record.epochs_reused) for record in found.records]
     assert sorted(trained, reverse=True) == [(4 + 3, 0)] + [(3, 4)] * 7
     assert {record.status for record in found.records} == {"complete"}
+    # Afterwards the store has what the best trials consist of, and nothing else: training them is reading.
+    kept = {key for best in found.best.values() for key in best.record.keys.values()}
+    assert set(Store("runs/store").keys("stages")) == kept
+    assert [run_pipeline(best.config).epochs_run for best in found.best.values()] == [0, 0]
+    assert "Pre-trained networks" in (Path(found.folder) / "report" / "summary.md").read_text()
+    assert (Path(found.folder) / "report" / "networks.png").stat().st_size > 10_000
 
 
 def test_an_infinite_option_of_a_network_is_written_and_read_as_it_is(

@@ -11,7 +11,7 @@ from small_sweep import finish, make_sweep
 
 from prunetune.config.schema import KeepConfig
 from prunetune.records.ledger import Ledger
-from prunetune.records.retention import References, Retention, kept_keys
+from prunetune.records.retention import References, Retention, all_keys, kept_keys
 from prunetune.records.trial import TrialRecord
 from prunetune.search.queue import SweepSearch
 from prunetune.store import Store
@@ -66,6 +66,16 @@ def test_what_is_shared_with_the_best_or_an_unfinished_trial_stays() -> None:
     two = record(3, 0.2)
     two.keys["pruning"] = running.keys["pruning"]
     assert kept(one, best, running, two, going_on=True) == "d0 d1 d2 d3 m1 m2 p1 p2"
+
+
+def test_branch_points_at_other_densities_stay_while_there_are_trials_to_run() -> None:
+    best, other, running = record(0, 0.9), record(1, 0.1), record(2, None, "running")
+    for each, watched in ((best, ["w0", "d0"]), (other, ["w1"]), (running, ["w2"])):
+        each.watched = watched
+    assert kept(best, other, going_on=True) == "d0 d1 m0 p0 w0 w1"
+    assert kept(best, other, going_on=False) == "d0 m0 p0"
+    assert kept(other, running, going_on=False) == "d1 d2 m1 m2 p1 p2 w2"
+    assert all_keys([best, other]) == {"d0", "m0", "p0", "w0", "d1", "m1", "p1", "w1"}
 
 
 def test_records_of_earlier_versions_name_no_keys() -> None:
