@@ -99,7 +99,10 @@ def draw(epochs: Sequence[Epoch], mask: dict[str, Any]) -> None:
             below.plot(numbers[best], values[best], "o", color=colour)
         below.set_ylabel("accuracy right after\npruning, %")
         below.set_xlabel("epoch of pre-pruning; a dot is where a density's branches start")
-        below.legend(title="density", frameon=False, loc="upper left", ncols=2)
+        below.legend(
+            title="pruned to density", frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5
+        )
+        below.set_xticks(range(0, len(epochs) + 1, 2))
         below.set_xlim(0, len(epochs) + 0.3)
         for axes in (above, middle, below):
             axes.spines[["top", "right"]].set_visible(False)
