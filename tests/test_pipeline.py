@@ -764,13 +764,15 @@ def test_invariant_7_always_naming_the_most_frequent_class_is_a_collapse(
 
 
 def test_a_second_density_reuses_the_pre_pruning_stage(small: Tree, store: Store, elsewhere: Store) -> None:
-    first = drive(small, store, owner="one")
-    second = drive({**small, "densities": [0.1]}, store, owner="two")
+    both = (0.2, 0.1)
+    first = drive(small, store, owner="one", also=both)
+    second = drive({**small, "densities": [0.1]}, store, owner="two", also=both)
     assert (first.result.epochs_run, first.result.epochs_reused) == (5, 0)
     assert (second.result.epochs_run, second.result.epochs_reused) == (3, 2)
     assert [r["reused"] for r in second.reports] == [True, True, False, False, False]
     assert second.result.keys["pre_pruning"] == first.result.keys["pre_pruning"]
-    assert_same(second, drive({**small, "densities": [0.1]}, elsewhere))  # no better and no worse for it
+    alone = drive({**small, "densities": [0.1]}, elsewhere, also=both)
+    assert_same(second, alone)  # no better and no worse for it
 
 
 def test_another_run_of_the_same_configuration_computes_nothing(small: Tree, store: Store) -> None:
