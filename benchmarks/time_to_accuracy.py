@@ -1,11 +1,11 @@
 """The time until every density has the accuracy that plain Ray Tune with Optuna and ASHA ends with.
 
-Each way searches the MNIST MLP at five densities, 6 + 6 epochs, from the same seeds, in a process of its own
-whose time counts from its start:
+Each way searches the MNIST MLP at five densities, with 6 epochs after pruning, from the same seeds, in a
+process of its own whose time counts from its start:
 
 Ray Tune   OptunaSearch and ASHAScheduler, an experiment of 32 trials per density, every stage in every trial
-λ2         the project's sweep of `sweep_cost.yaml`: 32 trials per density, which share pre-pruned networks
-path       the project's sweep of `path.yaml`: ten networks, each for all densities
+λ2         the project's sweep of `sweep_cost.yaml`: 32 trials per density, which share networks of 6 epochs
+path       the project's sweep of `path.yaml`: ten networks of 12 epochs, each for all densities
 
 A trial counts when it is complete. The target of a density is the median, over the seeds, of the best
 validation accuracy that Ray Tune ends with. A way has reached it when a complete trial has at least that.

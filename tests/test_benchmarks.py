@@ -496,7 +496,7 @@ def test_lines_of_trials_are_in_order_of_time_since_the_start(tmp_path: Path) ->
     assert [line["seconds"] for line in events.read(path, begun=10.0)] == [2.0, 5.0]
 
 
-def test_the_searches_that_are_compared_differ_in_the_mask_and_the_number_of_trials() -> None:
+def test_the_searches_that_are_compared_train_the_same_network_on_the_same_data() -> None:
     folder = Path(time_to_accuracy.__file__).parent
     one, other = (
         sweep_from_document(read(str(folder / file)))[1] for file in ("sweep_cost.yaml", "path.yaml")
@@ -505,7 +505,4 @@ def test_the_searches_that_are_compared_differ_in_the_mask_and_the_number_of_tri
     assert one.data == other.data
     assert one.model == other.model
     assert one.post_pruning.epochs == other.post_pruning.epochs
-    assert one.pre_pruning is not None
-    assert other.pre_pruning is not None
-    assert one.pre_pruning.epochs == other.pre_pruning.epochs
     assert one.search.early_stopping == other.search.early_stopping
