@@ -14,7 +14,7 @@ from prunetune.config.schema import DOES_NOT_DETERMINE, DataConfig, TaskConfig
 from prunetune.errors import ConfigError
 from prunetune.records.trial import RECORDED, TrialRecord
 from prunetune.stages.branch import Branch
-from prunetune.stages.plan import Plan, plan
+from prunetune.stages.plan import Plan, plan, watched
 from prunetune.tasks import Metric
 
 
@@ -67,9 +67,14 @@ class Problem:
 
     def branch_points(self, tree: dict[str, Any], densities: Iterable[float]) -> list[str]:
         """The keys of the branch points inside a trial's pre-training, one for each of the densities."""
-        plans = [self.stages(tree, density) for density in densities]
-        found = [stage.key for plan in plans for stage in plan.stages if isinstance(stage, Branch)]
-        return list(dict.fromkeys(found))
+        asked = list(densities)
+        if not asked:
+            return []
+        config = validate({**tree, "densities": asked}, RECORDED)
+        if config.pruning.from_epoch != "best":
+            return []
+        found = watched(config, self.data_digest(config.data), asked)
+        return [stage.key for stage in found if isinstance(stage, Branch)]
 
     def fit(self, record: TrialRecord) -> dict[str, Any] | None:
         """Return the record's parameters in this space, or None where it is not a point of the space."""

@@ -63,6 +63,8 @@ def watched(config: Config, data_digest: str, densities: Iterable[float]) -> lis
     These are branch points, or the one-shot scores of the last epoch where pruning starts from it.
     """
     found: list[Branch | OneShotScore] = []
+    if config.pre_pruning is None:
+        return found
     for density in densities:
         stages = plan(config.at(density), data_digest)
         branches = [stage for stage in stages.stages if isinstance(stage, Branch)]
