@@ -182,7 +182,7 @@ def test_a_sweep_leaves_what_the_contract_promises(undisturbed: Path) -> None:
     assert len(frame) == 10
     assert set(frame["status"]) <= {"complete", "stopped", "collapsed"}
     assert {p.name for p in (run / "best").iterdir()} == {"density-0.3.yaml", "density-0.1.yaml"}
-    assert {p.name for p in (run / "report").iterdir()} == {"summary.md", "accuracy.png"}
+    assert {p.name for p in (run / "report").iterdir()} == {"summary.md", "accuracy.png", "networks.png"}
     done = frame[frame["status"] == "complete"]
     assert (done["nonzero"] <= (done["density"] * 1184).astype(int)).all()
     assert (done["effective_density"] <= done["density"]).all()
