@@ -11,6 +11,7 @@ import torch
 from prunetune import pipeline, testing
 from prunetune.config.document import Document
 from prunetune.config.reading import from_document
+from prunetune.methods.path import Path
 from prunetune.sparsity.control import HIGHEST, LOWEST, controlled, initial_state, log_path
 from prunetune.store import Store
 
@@ -109,3 +110,12 @@ def test_its_name_alone_is_enough() -> None:
 
 def test_it_holds_to_the_contract_of_masks() -> None:
     testing.check_mask("path", lowest=0.1, start=0.5)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(1000, 0.012), (24, 0.05)])
+def test_the_step_size_is_for_the_whole_stage_and_never_so_large_that_the_mask_closes_at_once(
+    steps: int, expected: float
+) -> None:
+    weights = {"weight": torch.nn.Parameter(torch.ones(4))}
+    made = Path(weights, steps=steps, lowest=0.1, travel=12.0)
+    assert made.optimizers[0].param_groups[0]["lr"] == pytest.approx(expected)
