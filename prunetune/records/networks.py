@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import io
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from prunetune.records.figures import over_density
 from prunetune.tasks import Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LISTED = 12
 """The table lists so many networks, those of the winners first."""
@@ -64,50 +68,35 @@ def figure(frame: pd.DataFrame, best: pd.DataFrame, metric: Metric, title: str) 
     found = by_network(frame, metric)
     if not len(found):
         return None
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     winners = {network for network in best["network"] if network in found.index}
-    drawn, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    densities = list(found.columns)
-    for used, colour, label in (
-        (False, "tab:gray", "networks right after pruning"),
-        (True, "tab:blue", "networks of the best trials, right after pruning"),
-    ):
-        some = [network for network in found.index if (network in winners) == used]
-        for index, network in enumerate(some):
-            values = [metric.shown(value) for value in found.loc[network]]
-            axes.plot(
-                densities,
-                values,
-                color=colour,
-                marker=".",
-                alpha=0.9 if used else 0.35,
-                label=label if index == 0 else None,
-            )
-    axes.plot(
-        best["density"],
-        best[metric.val].map(metric.shown),
-        color="tab:orange",
-        linestyle="--",
-        marker="s",
-        label="best after post-pruning",
-    )
-    axes.set_xscale("log")
-    axes.set_xticks(densities, [f"{density:g}" for density in densities])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.set_xlabel("density (share of prunable weights kept)")
-    axes.set_ylabel(f"{metric.axis} (validation)")
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    drawn.savefig(buffer, format="png", dpi=140)
-    plt.close(drawn)
-    return buffer.getvalue()
+    densities = list(one_shot_columns(frame, metric))
+
+    def draw(axes: Axes) -> None:
+        for used, colour, label in (
+            (False, "tab:gray", "networks right after pruning"),
+            (True, "tab:blue", "networks of the best trials, right after pruning"),
+        ):
+            some = [network for network in found.index if (network in winners) == used]
+            for index, network in enumerate(some):
+                values = [metric.shown(value) for value in found.loc[network]]
+                axes.plot(
+                    densities,
+                    values,
+                    color=colour,
+                    marker=".",
+                    alpha=0.9 if used else 0.35,
+                    label=label if index == 0 else None,
+                )
+        axes.plot(
+            best["density"],
+            best[metric.val].map(metric.shown),
+            color="tab:orange",
+            linestyle="--",
+            marker="s",
+            label="best after post-pruning",
+        )
+
+    return over_density(draw, densities, f"{metric.axis} (validation)", title)
 
 
 def _best_results(frame: pd.DataFrame, metric: Metric) -> dict[tuple[str, float], float]:

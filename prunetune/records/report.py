@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from prunetune.config.canonical import determining_fields
 from prunetune.records import networks
+from prunetune.records.figures import over_density
 from prunetune.records.winners import Outcome, winners
 from prunetune.store import Store
 from prunetune.tasks import ACCURACY, Metric
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def best_rows(frame: pd.DataFrame) -> pd.DataFrame:
@@ -134,54 +138,39 @@ def hyperparameters(frame: pd.DataFrame) -> list[str]:
 
 def metric_figure(frame: pd.DataFrame, title: str) -> bytes:
     """A PNG figure of the metric over density: all trials on validation, the best also on test."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     best, metric = best_rows(frame), metric_in(frame)
     done = frame[frame[metric.val].notna()]
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    for status, marker, colour in (
-        ("complete", "o", "tab:blue"),
-        ("stopped", "x", "tab:gray"),
-        ("collapsed", "v", "tab:red"),
-    ):
-        some = done[done["status"] == status]
-        if len(some):
-            axes.scatter(
-                some["density"],
-                some[metric.val].map(metric.shown),
-                s=22,
-                marker=marker,
-                color=colour,
-                alpha=0.4,
-                label=f"trials, {status} (validation)",
-            )
-    axes.plot(
-        best["density"], best[metric.val].map(metric.shown), color="tab:blue", label="best (validation)"
-    )
-    axes.plot(
-        best["density"],
-        best[metric.test].map(metric.shown),
-        color="tab:orange",
-        linestyle="--",
-        marker="s",
-        label="the same (test)",
-    )
-    axes.set_xscale("log")
-    axes.set_xticks(best["density"], [f"{density:g}" for density in best["density"]])
-    axes.minorticks_off()
-    axes.invert_xaxis()
-    axes.set_xlabel("density (share of prunable weights kept)")
-    axes.set_ylabel(metric.axis)
-    axes.set_title(title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
-    plt.close(figure)
-    return buffer.getvalue()
+
+    def draw(axes: Axes) -> None:
+        for status, marker, colour in (
+            ("complete", "o", "tab:blue"),
+            ("stopped", "x", "tab:gray"),
+            ("collapsed", "v", "tab:red"),
+        ):
+            some = done[done["status"] == status]
+            if len(some):
+                axes.scatter(
+                    some["density"],
+                    some[metric.val].map(metric.shown),
+                    s=22,
+                    marker=marker,
+                    color=colour,
+                    alpha=0.4,
+                    label=f"trials, {status} (validation)",
+                )
+        axes.plot(
+            best["density"], best[metric.val].map(metric.shown), color="tab:blue", label="best (validation)"
+        )
+        axes.plot(
+            best["density"],
+            best[metric.test].map(metric.shown),
+            color="tab:orange",
+            linestyle="--",
+            marker="s",
+            label="the same (test)",
+        )
+
+    return over_density(draw, best["density"], metric.axis, title)
 
 
 def write_report(store: Store, name: str) -> list[str]:

@@ -74,7 +74,11 @@ def in_this_process(die_after: float = float("inf"), interrupt_after: float = fl
             for listener in listeners:
                 listener.started(record)
             trial = pipeline.run(
-                trial_config(record, config), store=store, owner=record.uid, checkpoint_interval=0
+                trial_config(record, config),
+                store=store,
+                owner=record.uid,
+                checkpoint_interval=0,
+                also=config.densities,
             )
             while True:
                 try:
@@ -213,6 +217,29 @@ def test_interrupted_the_pre_pruned_models_stay(folder: Path, monkeypatch: pytes
     sweep.main(["tiny.yaml", "--gc"])
     assert shared <= stages()
     assert (Store("runs/tiny").read_record("sweep") or {})["kept"] is None
+
+
+def test_branch_points_at_other_densities_stay_for_the_trials_there_and_go_with_the_networks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["tiny.yaml", "pruning={from_epoch: best}"]
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process(interrupt_after=7))
+    assert sweep.main(words) == commands.EXIT_INTERRUPTED
+    # The first trial, at 0.3, has found the branch point at 0.1 as well.
+    (first,) = (r for r in records() if r.finished)
+    assert len(first.watched) == 2
+    assert set(first.watched) <= stages()
+    age()
+    sweep.main([*words, "--gc"])
+    assert set(first.watched) <= stages()
+    monkeypatch.setattr(runner.RayTune, "run", in_this_process())
+    sweep.main([*words, "keep.pre_pruning=always"])
+    watched = {key for r in records() for key in r.watched}
+    assert watched <= stages()
+    capsys.readouterr()
+    sweep.main([*words, "--gc"])  # the policy has changed: they go at once, as the networks do
+    assert "branch, not kept" in capsys.readouterr().out
+    assert stages() == of(*best())
 
 
 def test_what_nobody_refers_to_goes_when_it_is_old(folder: Path, capsys) -> None:
